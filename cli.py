@@ -1,0 +1,47 @@
+"""What the scripts share on the command line: one clear line for bad input, a clean end on Ctrl-C."""
+
+import argparse
+import sys
+
+
+class UserError(ValueError):
+    """Bad input. The message says in one line what is wrong, where, and what to do."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Options are matched whole, and a wrong one ends the script with one line instead of the usage text."""
+
+    def __init__(self, **kwargs):
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+
+    def error(self, message):
+        sys.exit(f"error: {message} (--help lists the options)")
+
+
+def within(kind, low=None, high=None, open_low=False):
+    """An argparse type: int or float from `low` (not itself with `open_low`) to `high`."""
+
+    def convert(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a {'whole ' if kind is int else ''}number") from None
+        below = low is not None and (value <= low if open_low else value < low)
+        if below or (high is not None and value > high) or value != value:
+            bounds = [f"{'above' if open_low else 'at least'} {low}"] if low is not None else []
+            bounds += [f"at most {high}"] if high is not None else []
+            raise argparse.ArgumentTypeError(f"{text} is out of range: {', '.join(bounds)}")
+        return value
+
+    return convert
+
+
+def run(main):
+    """Call main(); UserError becomes one line and exit status 1, Ctrl-C one line and 130."""
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt as interrupt:
+        print(f"\ninterrupted{': ' if interrupt.args else ''}{interrupt}", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,80 @@
+"""The demo data set: ten kinds of shapes, 32×32 colour images, in CIFAR-10's on-disk format.
+
+It is made on first use, the same on every machine, so that the whole chain can be tried without a download.
+Shapes of random place, size and colour lie on a shaded ground under noise; all ten kinds survive mirroring.
+"""
+
+import os
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from CIFARDataset import CIFAR10
+
+SEED = 0
+BATCHES = {**{f"data_batch_{i}": 1000 for i in range(1, 6)}, "test_batch": 1000}  # images in each file
+RADIUS = (5.0, 9.0)  # of a shape, pixels
+CONTRAST = (40, 110)  # between shape and ground, grey levels of 255 in the mean over the channels
+NOISE = 12  # standard deviation, grey levels
+
+# u, v: offsets from the shape's centre in units of its radius, v downwards -> is the pixel inside?
+SHAPES = {
+    "disc": lambda u, v: u**2 + v**2 < 1,
+    "ring": lambda u, v: (u**2 + v**2 < 1) & (u**2 + v**2 > 0.36),
+    "square": lambda u, v: np.maximum(abs(u), abs(v)) < 0.9,
+    "frame": lambda u, v: (np.maximum(abs(u), abs(v)) < 0.9) & (np.maximum(abs(u), abs(v)) > 0.55),
+    "diamond": lambda u, v: abs(u) + abs(v) < 1.2,
+    "triangle up": lambda u, v: (v < 0.8) & (v > 2 * abs(u) - 1),
+    "triangle down": lambda u, v: (v > -0.8) & (v < 1 - 2 * abs(u)),
+    "plus": lambda u, v: (np.minimum(abs(u), abs(v)) < 0.3) & (np.maximum(abs(u), abs(v)) < 1),
+    "cross": lambda u, v: (abs(abs(u) - abs(v)) < 0.4) & (np.maximum(abs(u), abs(v)) < 0.9),
+    "bars": lambda u, v: (abs(u) < 0.9) & (abs(v) < 0.9) & (abs(v) > 0.3),
+}
+
+
+class Demo(CIFAR10):
+    """The demo data set under `root`, made if it is not there; arguments and items as of CIFAR10."""
+
+    base_folder = "demo-batches-py"
+    official = False
+
+    def download(self):
+        if not self._check_integrity():
+            make(self.folder)
+
+
+def draw(count, rng):
+    """`count` images, uint8 N×3072 as in a CIFAR batch, and their labels, a list of ints. rng: RandomState."""
+    labels = rng.randint(len(SHAPES), size=count)
+    radius = rng.uniform(*RADIUS, size=(count, 1, 1))
+    center = rng.uniform(radius[..., None], 31 - radius[..., None], size=(count, 1, 1, 2))
+    row, column = np.mgrid[:32, :32]
+    u, v = (column - center[..., 0]) / radius, (row - center[..., 1]) / radius  # N×32×32
+    inside = np.empty((count, 32, 32), bool)
+    for label, shape in enumerate(SHAPES.values()):
+        inside[labels == label] = shape(u[labels == label], v[labels == label])
+
+    step = rng.uniform(*CONTRAST, size=(count, 1)) * rng.choice([-1, 1], size=(count, 1))
+    step = step + rng.uniform(-30, 30, size=(count, 3))  # N×channels
+    ground = rng.uniform(60, 195, size=(count, 3))
+    slope = rng.uniform(-1.5, 1.5, size=(count, 2, 1, 1))  # grey levels per pixel
+    shade = slope[:, 0] * (row - 15.5) + slope[:, 1] * (column - 15.5)
+    images = ground[..., None, None] + shade[:, None] + step[..., None, None] * inside[:, None]
+    images += rng.normal(0, NOISE, size=images.shape)
+    return images.round().clip(0, 255).astype(np.uint8).reshape(count, -1), labels.tolist()
+
+
+def make(folder):
+    """Write the data set into `folder`, whole or not at all."""
+    partial = Path(f"{folder}.partial-{os.getpid()}")
+    partial.mkdir(parents=True)
+    rng = np.random.RandomState(SEED)  # its streams are frozen, unlike Generator's
+    for name, count in BATCHES.items():
+        data, labels = draw(count, rng)
+        entry = {"batch_label": name, "labels": labels, "data": data}
+        (partial / name).write_bytes(pickle.dumps(entry, protocol=2))
+    (partial / "batches.meta").write_bytes(pickle.dumps({"label_names": list(SHAPES), "num_vis": 3072}, protocol=2))
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)

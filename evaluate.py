@@ -1,0 +1,66 @@
+"""The one evaluation: every accuracy in the project comes from here."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+
+class Score(NamedTuple):
+    """Sums over the images of an evaluation; scores of disjoint parts add up with +."""
+
+    n: int
+    correct: int  # label has the largest logit
+    correct5: int  # label is among the five largest
+    loss_sum: float  # cross-entropy
+
+    def __add__(self, other):
+        return Score(*(a + b for a, b in zip(self, other)))
+
+    @property
+    def top1(self):
+        """Accuracy, %."""
+        return 100 * self.correct / self.n
+
+    @property
+    def top5(self):
+        """%."""
+        return 100 * self.correct5 / self.n
+
+    @property
+    def loss(self):
+        """Mean cross-entropy."""
+        return self.loss_sum / self.n
+
+
+def score(logits, labels):
+    """float logits N×classes, int64 labels N -> Score, as tensors on their device (no synchronisation)."""
+    hits = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
+    return torch.stack(
+        [
+            torch.full((), len(labels), dtype=torch.float64, device=logits.device),
+            hits[:, 0].sum(),
+            hits.sum(),
+            F.cross_entropy(logits.float(), labels, reduction="sum").double(),
+        ]
+    )
+
+
+def to_score(sums):
+    """The tensor of score(), or a sum of several -> Score."""
+    n, correct, correct5, loss_sum = sums.tolist()
+    return Score(int(n), int(correct), int(correct5), loss_sum)
+
+
+@torch.inference_mode()
+def evaluate(net, batches):
+    """The Score of `net` in evaluation mode over batches of (float32 images N×3×H×W in [0, 1], labels N).
+
+    Always float32, where the sums of ±1 are exact; so nothing depends on how the images are batched.
+    """
+    training = net.training
+    net.eval()
+    try:
+        return to_score(sum(score(net(images), labels) for images, labels in batches))
+    finally:
+        net.train(training)

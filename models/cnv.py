@@ -1,0 +1,96 @@
+"""CNV: the binarised VGG-like nets, 1-bit weights, 1-bit activations, 8-bit input.
+
+Source: Brevitas' bnn_pynq CNV (Umuroglu et al., "FINN", 2017), here with padding and other widths. Modules
+stand in two ModuleLists in the order of the original repository: checkpoint keys depend on it.
+"""
+
+from typing import NamedTuple
+
+from brevitas.nn import QuantConv2d, QuantIdentity, QuantLinear
+from torch import nn
+
+from models.quant import BinaryActivation, BinaryWeight, InputQ1_7, TensorNorm
+from models.wsconv import WSConv2d
+
+EPS = 1e-4  # of every batch norm
+
+
+class Topology(NamedTuple):
+    size: int  # input height and width, pixels
+    conv: tuple  # one (output channels, 2×2 max pool after it?) for each 3×3 convolution
+    fc: tuple  # widths of the hidden fully connected layers
+    padding: int = 1
+
+    @property
+    def flat(self):
+        """Number of values between the convolutions and the fully connected layers."""
+        size = self.size
+        for _, pool in self.conv:
+            size = (size + 2 * self.padding - 2) // (2 if pool else 1)
+        return self.conv[-1][0] * size * size
+
+
+TOPOLOGIES = {
+    "cifar_smaller": Topology(
+        size=32,
+        conv=((64, False), (64, True), (128, False), (128, True), (256, False), (256, False)),
+        fc=(1024, 512),
+    ),
+    "tiny_imagenet_smaller": Topology(
+        size=64,
+        conv=tuple((width, i == 2) for width in (16, 32, 64, 128, 256) for i in range(3)),
+        fc=(512, 256),
+    ),
+}
+
+
+class CNV(nn.Module):
+    """float32 images N×channels×size×size in [0, 1] -> float32 logits N×classes.
+
+    wsconv: convolutions with weight standardisation (models/wsconv.py).
+    init: latent weights start uniform in (-init, init). The net depends on their signs only, so what counts is
+    the ratio of the learning rate to it.
+    """
+
+    def __init__(self, topology, classes, wsconv=False, init=1.0, channels=3):
+        super().__init__()
+        conv_layer = WSConv2d if wsconv else QuantConv2d
+        self.conv_features = nn.ModuleList([QuantIdentity(act_quant=InputQ1_7)])
+        for width, pool in topology.conv:
+            self.conv_features += [
+                conv_layer(channels, width, 3, padding=topology.padding, bias=False, weight_quant=BinaryWeight),
+                nn.BatchNorm2d(width, eps=EPS),
+                QuantIdentity(act_quant=BinaryActivation),
+            ]
+            if pool:
+                self.conv_features.append(nn.MaxPool2d(2))
+            channels = width
+
+        self.linear_features = nn.ModuleList()
+        features = topology.flat
+        for width in topology.fc:
+            self.linear_features += [
+                QuantLinear(features, width, bias=False, weight_quant=BinaryWeight),
+                nn.BatchNorm1d(width, eps=EPS),
+                QuantIdentity(act_quant=BinaryActivation),
+            ]
+            features = width
+        self.linear_features += [
+            QuantLinear(features, classes, bias=False, weight_quant=BinaryWeight),
+            TensorNorm(eps=EPS),
+        ]
+        for layer in self.binary_layers():
+            nn.init.uniform_(layer.weight, -init, init)
+
+    def binary_layers(self):
+        """The convolutions and linear layers, from input to output; `.weight` is the latent weight, float32."""
+        return [module for module in self.modules() if isinstance(module, (QuantConv2d, QuantLinear))]
+
+    def forward(self, x):
+        x = 2 * x - 1
+        for module in self.conv_features:
+            x = module(x)
+        x = x.flatten(1)  # N×flat, in the order channel, row, column
+        for module in self.linear_features:
+            x = module(x)
+        return x

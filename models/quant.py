@@ -1,0 +1,84 @@
+"""Quantisers of the CNV nets, and the normalisation of their logits.
+
+All scales are constants, so none of the quantisers adds a key to the state dict: checkpoints hold latent
+weights, batch-norm statistics and TensorNorm only.
+"""
+
+import torch
+from brevitas.core.bit_width import BitWidthImplType
+from brevitas.core.quant import QuantType
+from brevitas.core.restrict_val import FloatToIntImplType, RestrictValueType
+from brevitas.core.scaling import ScalingImplType
+from brevitas.core.zero_point import ZeroZeroPoint
+from brevitas.inject import ExtendedInjector
+from brevitas.quant.solver import ActQuantSolver, WeightQuantSolver
+from torch import nn
+
+
+class _ConstantScale(ExtendedInjector):
+    bit_width_impl_type = BitWidthImplType.CONST
+    scaling_impl_type = ScalingImplType.CONST
+    scaling_per_output_channel = False
+    restrict_scaling_type = RestrictValueType.FP
+    float_to_int_impl_type = FloatToIntImplType.ROUND
+    zero_point_impl = ZeroZeroPoint
+    signed = True
+
+
+class BinaryWeight(_ConstantScale, WeightQuantSolver):
+    """w >= 0 -> +1, else -1; the gradient passes unchanged, whatever the size of the latent weight."""
+
+    quant_type = QuantType.BINARY
+    bit_width = 1
+    scaling_const = 1.0
+
+
+class BinaryActivation(_ConstantScale, ActQuantSolver):
+    """x >= 0 -> +1, else -1; the gradient passes where |x| <= 1."""
+
+    quant_type = QuantType.BINARY
+    bit_width = 1
+    min_val = -1.0
+    max_val = 1.0
+
+
+class InputQ1_7(_ConstantScale, ActQuantSolver):
+    """8-bit fixed point: multiples of 2^-7 from -1 to 1 - 2^-7."""
+
+    quant_type = QuantType.INT
+    bit_width = 8
+    min_val = -1.0
+    max_val = 1.0 - 2.0**-7
+    narrow_range = False
+    restrict_scaling_type = RestrictValueType.POWER_OF_TWO
+
+
+class TensorNorm(nn.Module):
+    """Batch norm with one mean and one variance for the whole tensor, scalar weight and bias.
+
+    float32 of any shape -> float32 of the same shape. In training the batch's mean and biased variance
+    normalise, and the running statistics take in the unbiased variance; in evaluation the running ones
+    normalise. It stands in for a batch norm after the last layer because one affine map over all logits keeps
+    their order: hardware can leave it out.
+
+    Source: Brevitas' bnn_pynq examples.
+    """
+
+    def __init__(self, eps=1e-4, momentum=0.1):
+        super().__init__()
+        self.eps = eps
+        self.momentum = momentum
+        self.weight = nn.Parameter(torch.ones(1))
+        self.bias = nn.Parameter(torch.zeros(1))
+        self.register_buffer("running_mean", torch.zeros(1))
+        self.register_buffer("running_var", torch.ones(1))
+
+    def forward(self, x):
+        x = x.float()  # bf16 logits would lose the statistics
+        mean, var = self.running_mean, self.running_var
+        if self.training:
+            mean, var = x.mean(), x.var(unbiased=False)
+            with torch.no_grad():
+                self.running_mean.lerp_(mean.detach().view(1), self.momentum)
+                self.running_var.lerp_(x.detach().var(unbiased=True).view(1), self.momentum)
+        return (x - mean) / (var + self.eps).sqrt() * self.weight + self.bias

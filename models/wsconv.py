@@ -1,0 +1,41 @@
+"""Weight-standardised binary layers.
+
+Before every forward pass, in training and in evaluation, the layer computes with
+
+    (w - mean(w)) / (std(w) + 1e-8) / sqrt(numel(w))
+
+instead of its latent weight w, mean and std over the whole tensor. As in the original this is no part of the
+graph: in training it replaces the latent weight itself, and the gradient goes to the standardised weight. In
+evaluation the parameter stays as it is. Binarisation ignores the scale, so what changes the forward pass is
+the mean: a layer holds about as many +1 as -1.
+
+Source: the idea is Qiao et al., "Micro-Batch Training with Batch-Channel Normalization and Weight
+Standardization" (2019), there per output channel; the formula is the original repository's.
+"""
+
+import torch
+from brevitas.nn import QuantConv2d, QuantLinear
+
+
+def standardize(weight):
+    """Zero mean and, but for the 1e-8, standard deviation numel^(-1/2) over the whole tensor; same shape and dtype."""
+    return (weight - weight.mean()) / (weight.std() + 1e-8) / weight.numel() ** 0.5
+
+
+class _WeightStandardized:
+    """Mix-in for Brevitas' layers: standardises what their weight quantiser sees."""
+
+    def quant_weight(self, *args, **kwargs):
+        with torch.no_grad():
+            standardized = standardize(self.weight)
+            if self.training:
+                self.weight.copy_(standardized)
+        return super().quant_weight(*args, **kwargs) if self.training else self.weight_quant(standardized)
+
+
+class WSConv2d(_WeightStandardized, QuantConv2d):
+    """brevitas.nn.QuantConv2d on a standardised weight; same arguments."""
+
+
+class WSLinear(_WeightStandardized, QuantLinear):
+    """brevitas.nn.QuantLinear on a standardised weight; same arguments."""

@@ -1,0 +1,431 @@
+#!/usr/bin/env python3
+"""Train a binarised CNV, or evaluate its checkpoint once under one fault setting.
+
+    python train_smaller.py --train                                # CIFAR-10 -> checkpoint/ckpt.t7.cifar10_smaller_11111.pth
+    python train_smaller.py --mem_fault faulty --faulty_bit 5      # -> Avg. acc.: ..%
+    torchrun --nproc_per_node=2 train_smaller.py --train           # two processes, one GPU each where there are GPUs
+
+Every constant below can be edited; an option of the same name overrides it.
+"""
+
+import copy
+import math
+import os
+import statistics
+import time
+from argparse import BooleanOptionalAction
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from tqdm import tqdm
+
+import checkpoints
+import CIFARDataset
+from cli import Parser, UserError, run, within
+from evaluate import evaluate, score, to_score
+from faults import MEM_FAULTS, Fault, weight_noise
+from loader import DATASETS, EvalBatches, TrainBatches, load, with_fault
+from models import LOSSES
+
+# what
+DATASET = "cifar10"  # a row of loader.DATASETS
+DATA = "data"  # folder in which all data sets lie
+SESS = ""  # name of the checkpoint; empty: <dataset>_smaller, with WSCONV <dataset>_smaller_wsconv
+SEED = 11111
+WSCONV = False  # weight standardisation in the convolutions
+
+# faults
+MEM_FAULT = "baseline"
+NOISE = 0.0  # sigma_val of the weight noise in evaluation; its standard deviation is sigma_val²
+NOISE_RUNS = 10  # evaluations with fresh noise
+
+# training; a dict gives one value for each data set
+RECIPE = "modern"
+RECIPES = {
+    "modern": {
+        "optimizer": "adam",
+        "amsgrad": False,
+        "lr": 0.01,
+        "init": 0.05,
+        "schedule": "cosine",
+        "batch_size": 256,
+        "epochs": {"cifar10": 30, "cifar100": 30, "tiny_imagenet": 30, "demo": 10},
+        "duplicate": 1,
+    },
+    "reference": {
+        "optimizer": "adam",
+        "amsgrad": True,
+        "lr": 0.02,
+        "init": 1.0,
+        "schedule": "step",
+        "batch_size": 2048,
+        "epochs": 600,
+        "duplicate": {"cifar10": 10, "cifar100": 10, "tiny_imagenet": 3, "demo": 10},
+    },
+}
+LOSS = "ce"
+DECAY = 0.0  # weight decay
+BETAS = (0.9, 0.999)  # Adam
+MOMENTUM = 0.9  # SGD
+WARMUP = 200  # steps of the cosine schedule, at most a tenth of all steps
+STEP = (80, 0.2, 480)  # of the step schedule: every so many epochs, times this, not after
+STEP_WSCONV = (60, 0.5, math.inf)
+
+# machine
+WORKERS = os.cpu_count()  # threads that decode Tiny-ImageNet, the first time
+
+
+def parse():
+    parser = Parser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--train", action="store_true", help="train; without it a checkpoint is evaluated")
+    parser.add_argument("--resume", action="store_true", help="with --train: continue where the checkpoint stands")
+    parser.add_argument("--dataset", choices=DATASETS, help=f"default {DATASET}, or the checkpoint's")
+    parser.add_argument("--data", default=DATA, help="folder in which all data sets lie, default %(default)s")
+    parser.add_argument("--sess", default=SESS, help="checkpoint name, default <dataset>_smaller[_wsconv]")
+    parser.add_argument("--seed", type=within(int, 0), default=SEED, help="of everything random, default %(default)s")
+    parser.add_argument(
+        "--wsconv", action=BooleanOptionalAction, help=f"weight standardisation, default {WSCONV}, or the checkpoint's"
+    )
+
+    group = parser.add_argument_group("faults")
+    group.add_argument("--mem_fault", help=f"{', '.join(MEM_FAULTS)}; default {MEM_FAULT}")
+    group.add_argument("--faulty_bit", type=int, help=f"0 (LSB) to 7 (MSB), default {CIFARDataset.FAULTY_BIT}")
+    group.add_argument(
+        "--neighbor_offset", type=int, help=f"repaired_n copies from here, default {CIFARDataset.NEIGHBOR_OFFSET}"
+    )
+    group.add_argument(
+        "--noise",
+        type=within(float, 0),
+        default=NOISE,
+        help=f"sigma_val of weight noise in evaluation, mean of {NOISE_RUNS} runs; default %(default)s",
+    )
+
+    group = parser.add_argument_group("training")
+    group.add_argument("--recipe", choices=RECIPES, help=f"defaults of the options below, default {RECIPE}")
+    group.add_argument("--optimizer", choices=("adam", "sgd"))
+    group.add_argument("--amsgrad", action=BooleanOptionalAction, help="of Adam")
+    group.add_argument("--lr", type=within(float, 0, open_low=True), help="learning rate for one process")
+    group.add_argument("--init", type=within(float, 0, open_low=True), help="latent weights start in ± this")
+    group.add_argument("--schedule", choices=("cosine", "step"), help="of the learning rate")
+    group.add_argument("--batch-size", type=within(int, 2), help="images per process")
+    group.add_argument("--epochs", type=within(int, 1))
+    group.add_argument("--duplicate", type=within(int, 1), help="times each image comes in one pass; counts as epochs")
+    group.add_argument("--loss", choices=LOSSES, help=f"cross-entropy or squared hinge, default {LOSS}")
+    group.add_argument("--decay", type=within(float, 0), help=f"weight decay, default {DECAY}")
+
+    group = parser.add_argument_group("machine")
+    group.add_argument("--workers", type=within(int, 1), default=WORKERS, help="decoding threads, default %(default)s")
+    group.add_argument("--compile", action=BooleanOptionalAction, default=True, help="torch.compile the training step")
+    group.add_argument(
+        "--bf16", action=BooleanOptionalAction, default=None, help="train in bfloat16, default where it is fast"
+    )
+    group.add_argument("--channels_last", action=BooleanOptionalAction, default=True)
+    return parser.parse_args()
+
+
+def settle(args, processes):
+    """Everything that decides a training's result, each as given, else from the recipe, else from the constants."""
+    dataset = args.dataset or DATASET
+    recipe = args.recipe or RECIPE
+    defaults = {
+        "wsconv": WSCONV,
+        "mem_fault": MEM_FAULT,
+        "faulty_bit": CIFARDataset.FAULTY_BIT,
+        "neighbor_offset": CIFARDataset.NEIGHBOR_OFFSET,
+        "loss": LOSS,
+        "decay": DECAY,
+        **{name: value[dataset] if isinstance(value, dict) else value for name, value in RECIPES[recipe].items()},
+    }
+    given = {name: getattr(args, name) for name in defaults if getattr(args, name) is not None}
+    options = {"dataset": dataset, "seed": args.seed, "recipe": recipe, **defaults, **given, "processes": processes}
+    if options["epochs"] % options["duplicate"]:
+        raise UserError(f"--epochs {options['epochs']} is no multiple of --duplicate {options['duplicate']}")
+    return options
+
+
+def check_resumable(path, saved, args, processes):
+    """UserError if an option was given that differs from those of the training to be continued."""
+    if saved is None:
+        raise UserError(f"{path} is an original checkpoint, without what resuming needs: it can only be evaluated")
+    given = {name: getattr(args, name, None) for name in saved} | {"processes": processes}
+    for name, value in given.items():
+        if value is not None and value != saved[name]:
+            raise UserError(
+                f"{path} was trained with {name} {saved[name]}, not {value}: "
+                "leave the option out to continue it, or --resume to train anew"
+            )
+
+
+class Processes:
+    """The processes torchrun started, or this one alone: who prints, who has which share, sums over all of them."""
+
+    def __init__(self):
+        self.rank, self.number = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        local = int(os.environ.get("LOCAL_RANK", 0))
+        self.device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        if self.number > 1:
+            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+
+    def print(self, line):
+        if self.rank == 0:
+            print(line, flush=True)
+
+    def bar(self, batches, title, total):
+        """`batches` with a progress bar, on a terminal, of the first process."""
+        return tqdm(batches, title, total, leave=False, disable=None if self.rank == 0 else True)
+
+    def share(self, rows):
+        """Every so-many-th row, so that each row is in the share of one process."""
+        return rows[self.rank :: self.number]
+
+    def sum(self, tensor):
+        if self.number > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def total(self, score):
+        """The sum of all processes' scores."""
+        return to_score(self.sum(torch.tensor(score, dtype=torch.float64, device=self.device)))
+
+    def same_buffers(self, net):
+        """Batch-norm statistics of the first process for all: it is its net that is saved."""
+        if self.number > 1:
+            for buffer in net.buffers():
+                dist.broadcast(buffer, 0)
+
+    @contextmanager
+    def first_alone(self):
+        """The first process goes through the block before the others."""
+        if self.number > 1 and self.rank > 0:
+            dist.barrier()
+        yield
+        if self.number > 1 and self.rank == 0:
+            dist.barrier()
+
+    def close(self):
+        if self.number > 1:
+            dist.destroy_process_group()
+
+
+def learning_rate(step, steps_per_pass, options):
+    """Factor on the learning rate at a step, counted from 0 over the whole training."""
+    passes = options["epochs"] // options["duplicate"]
+    if options["schedule"] == "cosine":
+        total = passes * steps_per_pass
+        warmup = min(WARMUP, total // 10)
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        return (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup))) / 2
+    every, factor, last = STEP_WSCONV if options["wsconv"] else STEP
+    epoch = step // steps_per_pass * options["duplicate"]
+    return factor ** (min(epoch, last) // every)
+
+
+def make_optimizer(net, options):
+    lr = options["lr"] * options["processes"]
+    if options["optimizer"] == "sgd":
+        return torch.optim.SGD(net.parameters(), lr, momentum=MOMENTUM, weight_decay=options["decay"])
+    return torch.optim.Adam(
+        net.parameters(), lr, BETAS, weight_decay=options["decay"], amsgrad=options["amsgrad"], fused=True
+    )
+
+
+def bf16_is_fast(device):
+    """Has the device bfloat16 arithmetic, so that it beats float32?"""
+    return torch.cuda.is_bf16_supported(False) if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
+
+
+def compiled(net, batch_size, shape, device, autocast, layout):
+    """torch.compile(net), tried on a batch that leaves no trace; `net` itself where that cannot run."""
+    fast = torch.compile(net)
+    before = copy.deepcopy(net.state_dict())
+    images = torch.zeros(batch_size, *shape, device=device).contiguous(memory_format=layout)
+    try:
+        with autocast:
+            fast(images).sum().backward()
+    except Exception as error:  # no C++ compiler, an unsupported system, a fault of the compiler
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        print(f"torch.compile cannot run here, so training goes on without it ({reason})", flush=True)
+        fast = net
+    net.load_state_dict(before)
+    net.zero_grad()
+    return fast
+
+
+def train_pass(model, batches, batch_size, compute_loss, optimizer, scheduler, autocast, layout):
+    """One optimiser step for each batch. Returns score() and loss summed over the images, as tensors, and the last lr.
+
+    Only batches of `batch_size` run compiled: another size would be compiled once more, for one step of a pass.
+    """
+    sums = loss_sum = 0
+    model.train()
+    for images, labels in batches:
+        images = images.contiguous(memory_format=layout)
+        with autocast, torch.compiler.set_stance("default" if len(images) == batch_size else "force_eager"):
+            logits = model(images)
+            loss = compute_loss(logits, labels)
+        optimizer.zero_grad()
+        loss.backward()
+        lr = scheduler.get_last_lr()[0]
+        optimizer.step()
+        scheduler.step()
+        sums = sums + score(logits.detach(), labels)
+        loss_sum = loss_sum + loss.detach() * len(labels)
+    return sums, loss_sum, lr
+
+
+def train(args, processes):
+    """Train from the start, or on from the checkpoint; save after every pass."""
+    path = checkpoints.path_of(args.sess, args.seed)
+    state = checkpoints.load(path) if args.resume else None
+    if state:
+        check_resumable(path, state.get("options"), args, processes.number)
+    options = state["options"] if state else settle(args, processes.number)
+    fault = Fault.of(options["mem_fault"], options["faulty_bit"], options["neighbor_offset"])
+    if state and state["epoch"] >= options["epochs"]:
+        processes.print(f"{path} is trained to the end, {state['epoch']} epochs")
+        return
+
+    device = processes.device
+    dataset = DATASETS[options["dataset"]]
+    with processes.first_alone():  # the others then find what it downloads, makes or caches
+        train_images, train_labels = load(options["dataset"], args.data, True, args.workers)
+        test_images, test_labels = load(options["dataset"], args.data, False, args.workers)
+    batches = TrainBatches(
+        *(train_images, train_labels, options["batch_size"], dataset.padding, fault, options["seed"], device),
+        *(options["duplicate"], processes.rank, processes.number),
+    )
+    test_images = with_fault(test_images, fault, options["seed"])
+    test_batches = EvalBatches(processes.share(test_images), processes.share(test_labels), device)
+
+    torch.manual_seed(options["seed"])
+    net = checkpoints.build_net(options["dataset"], options["wsconv"], options["init"])
+    if state:
+        net = checkpoints.restore_net(path, state, options["dataset"], options["wsconv"])
+    layout = torch.channels_last if args.channels_last else torch.contiguous_format
+    net.to(device, memory_format=layout)
+    optimizer = make_optimizer(net, options)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, len(batches), options))
+    log, epoch = [], 0
+    if state:
+        optimizer.load_state_dict(state["optimizer"])
+        scheduler.load_state_dict(state["scheduler"])
+        torch.set_rng_state(state["rng_state"])
+        if device.type == "cuda" and state["cuda_rng_state"] is not None:
+            torch.cuda.set_rng_state(state["cuda_rng_state"])
+        log, epoch = state["log"], state["epoch"]
+
+    bf16 = bf16_is_fast(device) if args.bf16 is None else args.bf16
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+    processes.print(
+        f"{path}: training on {dataset.title}, {len(train_images)} images, {options['epochs'] - epoch} epochs, "
+        f"on {processes.number} × {device.type} in {'bfloat16' if bf16 else 'float32'}"
+    )
+    model = net
+    if args.compile:
+        model = compiled(net, options["batch_size"], train_images.shape[1:], device, autocast, layout)
+    if processes.number > 1:
+        model = nn.parallel.DistributedDataParallel(model)
+
+    clock, began, passes = time.monotonic, time.monotonic(), 0
+    try:
+        while epoch < options["epochs"]:
+            start = clock()
+            steps = processes.bar(batches.epoch(epoch), f"epoch {epoch + options['duplicate']}", len(batches))
+            sums, loss_sum, lr = train_pass(
+                model, steps, options["batch_size"], LOSSES[options["loss"]], optimizer, scheduler, autocast, layout
+            )
+            trained = to_score(processes.sum(sums))
+            loss = processes.sum(loss_sum).item() / trained.n
+            seconds = clock() - start
+
+            processes.same_buffers(net)
+            tested = processes.total(evaluate(net, processes.bar(test_batches, "testing", len(test_batches))))
+            epoch, passes = epoch + options["duplicate"], passes + 1
+            row = {
+                "epoch": epoch,
+                "loss": loss,
+                "train_top1": trained.top1,
+                "train_top5": trained.top5,
+                "test_loss": tested.loss,
+                "test_top1": tested.top1,
+                "test_top5": tested.top5,
+                "lr": lr,
+                "images_per_s": trained.n / seconds,
+                "seconds": clock() - start,
+            }
+            log.append(row)
+            if processes.rank == 0:
+                if len(log) == 1:
+                    checkpoints.keep_old(path)
+                state = {
+                    "net": net.state_dict(),
+                    "acc": tested.top1,
+                    "epoch": epoch,
+                    "rng_state": torch.get_rng_state(),
+                    "cuda_rng_state": torch.cuda.get_rng_state() if device.type == "cuda" else None,
+                    "options": options,
+                    "optimizer": optimizer.state_dict(),
+                    "scheduler": scheduler.state_dict(),
+                    "log": log,
+                }
+                checkpoints.save(path, state)
+            left = round((clock() - began) / passes * (options["epochs"] - epoch) / options["duplicate"])
+            processes.print(
+                f"epoch {epoch}/{options['epochs']}  loss {loss:.4f}  "
+                f"train {trained.top1:.2f}/{trained.top5:.2f} %  test {tested.top1:.2f}/{tested.top5:.2f} %  "
+                f"lr {lr:.2e}  {row['images_per_s']:.0f} images/s  left {timedelta(seconds=left)}"
+            )
+    except KeyboardInterrupt:
+        saved = f"{path} holds epoch {epoch}, --resume goes on from there" if epoch else "no epoch was finished"
+        raise KeyboardInterrupt(saved) from None
+
+
+def test(args, processes):
+    """Evaluate the checkpoint once under one fault setting; under weight noise, NOISE_RUNS times."""
+    path = checkpoints.path_of(args.sess, args.seed)
+    name, net, state = checkpoints.load_net(path, args.dataset, args.wsconv)
+    fault = Fault.of(
+        args.mem_fault or MEM_FAULT,
+        CIFARDataset.FAULTY_BIT if args.faulty_bit is None else args.faulty_bit,
+        CIFARDataset.NEIGHBOR_OFFSET if args.neighbor_offset is None else args.neighbor_offset,
+    )
+    with processes.first_alone():
+        images, labels = load(name, args.data, False, args.workers)
+    faulty = with_fault(images, fault, args.seed)
+    batches = EvalBatches(processes.share(faulty), processes.share(labels), processes.device)
+    net.to(processes.device, memory_format=torch.channels_last)
+    processes.print(f"{path} (epoch {state['epoch']}), {DATASETS[name].title}, {len(labels)} test images: {fault}")
+
+    accuracies, flips = [], []
+    for trial in range(NOISE_RUNS if args.noise else 1):
+        with weight_noise(net, args.noise, args.seed + trial) as flipped:
+            bar = processes.bar(batches, f"run {trial + 1}" if args.noise else "testing", len(batches))
+            accuracies.append(processes.total(evaluate(net, bar)).top1)
+            flips.append(flipped)
+    if args.noise:
+        processes.print(
+            f"weight noise, sigma_val {args.noise:g} (standard deviation {args.noise**2:g}): {NOISE_RUNS} runs, "
+            f"standard deviation {statistics.stdev(accuracies):.3f}, {100 * statistics.mean(flips):.2f} % of weight signs flipped"
+        )
+    processes.print(f"Avg. acc.: {statistics.mean(accuracies):.3f}%")
+
+
+def main():
+    args = parse()
+    wsconv = WSCONV if args.wsconv is None else args.wsconv
+    args.sess = args.sess or f"{args.dataset or DATASET}_smaller{'_wsconv' if wsconv else ''}"
+    processes = Processes()
+    try:
+        (train if args.train else test)(args, processes)
+    finally:
+        processes.close()
+
+
+if __name__ == "__main__":
+    run(main)
