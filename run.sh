@@ -1,0 +1,91 @@
+#!/usr/bin/env bash
+# Train, then test clean, faulty, repaired by the neighbouring bit, repaired by the MSB, and print the table.
+#
+#   ./run.sh                  CIFAR-10 (the same as ./run.sh cifar10), downloaded on first use
+#   ./run.sh demo             a small synthetic set: no download, a few minutes
+#   ./run.sh tiny_imagenet    Tiny-ImageNet, after python trans.py
+#   ./run.sh cifar100
+#   ./run.sh test             the tests
+#
+# Words after the data set go on to train_smaller.py: ./run.sh cifar10 --faulty_bit 5 --resume
+set -euo pipefail
+cd "$(dirname "$0")"
+
+SESS=""         # checkpoint names, one or several; empty: <data set>_smaller, with WSCONV=1 <data set>_smaller_wsconv
+SEED="11111"    # one or several
+TRAIN=1         # 1: train anew (--resume goes on with an interrupted training); 0: use the checkpoint in checkpoint/
+EPOCHS=""       # empty: those of train_smaller.py
+WSCONV=0        # 1: weight standardisation
+FAULTS="baseline faulty repaired_n repaired_s" # rows of the table; FAULTY_BIT, NEIGHBOR_OFFSET: see CIFARDataset.py
+NOISE=""        # sigma_val of weight noise, one or several: a row each, the mean of 10 runs
+DATA="data"     # folder in which the data sets lie
+PROCESSES=1     # more than one: data-parallel, one process for each GPU
+
+fail() { echo "error: $1" >&2; exit 1; }
+
+# .venv with what requirements.txt names; installed again only when that file has changed
+setup() {
+    cmp -s requirements.txt .venv/requirements.installed && .venv/bin/python -c "" 2>/dev/null && return
+    local python
+    for python in python3.12 python3.11 python3 python; do
+        "$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && break
+        python=
+    done
+    [ -n "$python" ] || fail "needs Python 3.11 or 3.12 with its venv module (on Debian: apt install python3-venv)"
+    echo "setting up .venv with $("$python" --version): PyTorch and its libraries, about 5.5 GB"
+    "$python" -m venv --clear .venv
+    local quiet=--quiet
+    [ -t 1 ] && quiet=
+    .venv/bin/python -m pip install --disable-pip-version-check $quiet -r requirements.txt ||
+        fail "the packages could not be installed; run this again to try once more"
+    cp requirements.txt .venv/requirements.installed
+}
+
+train() { .venv/bin/python "${LAUNCH[@]}" train_smaller.py --train "$@"; }
+
+# one evaluation, shown as it runs; then a row of the table: what was measured, and the accuracy
+measure() {
+    local output
+    output=$(.venv/bin/python train_smaller.py "$@") || exit 1
+    echo "$output" >&2
+    local what accuracy
+    what=$(sed -n 's/.* test images: //p' <<<"$output")
+    [[ $* == *--noise* ]] && what="weight noise, $(sed -n 's/^weight noise, \(sigma_val [^ ]*\).*/\1/p' <<<"$output")"
+    accuracy=$(sed -n '$ s/^Avg. acc.: \(.*\)%$/\1/p' <<<"$output")
+    printf '| %-42s | %9s |\n' "$what" "$accuracy"
+}
+
+dataset=${1:-cifar10}
+[ $# -gt 0 ] && shift
+case $dataset in
+cifar10 | cifar100 | tiny_imagenet | demo) ;;
+test)
+    setup
+    exec .venv/bin/python -m pytest "$@" tests
+    ;;
+*) fail "'$dataset' is unknown: demo, cifar10, cifar100, tiny_imagenet or test" ;;
+esac
+setup
+
+LAUNCH=()
+[ "$PROCESSES" -gt 1 ] && LAUNCH=(-m torch.distributed.run --nproc_per_node "$PROCESSES")
+suffix=
+wsconv=--no-wsconv
+[ "$WSCONV" = 1 ] && suffix=_wsconv wsconv=--wsconv
+
+tables=
+for sess in ${SESS:-${dataset}_smaller$suffix}; do
+    for seed in $SEED; do
+        options=(--dataset "$dataset" --data "$DATA" --sess "$sess" --seed "$seed")
+        [ "$TRAIN" = 1 ] && train "${options[@]}" $wsconv ${EPOCHS:+--epochs "$EPOCHS"} "$@"
+        rows=
+        for fault in $FAULTS; do
+            rows+=$(measure "${options[@]}" "$@" --mem_fault "$fault")$'\n'
+        done
+        for noise in $NOISE; do
+            rows+=$(measure "${options[@]}" "$@" --mem_fault baseline --noise "$noise")$'\n'
+        done
+        tables+=$(printf '\n| %-42s | %9s |\n|%s|%s:|' "${sess}_$seed" "acc. (%)" "$(printf -- '-%.0s' {1..44})" "$(printf -- '-%.0s' {1..10})")$'\n'$rows
+    done
+done
+echo "$tables"

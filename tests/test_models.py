@@ -1,0 +1,191 @@
+"""The nets against Brevitas' own CNV, against NumPy, and against formulas written out."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from brevitas_examples.bnn_pynq.models.CNV import CNV as BrevitasCNV
+from brevitas_examples.bnn_pynq.models.losses import SqrHingeLoss
+from brevitas_examples.bnn_pynq.models.tensor_norm import TensorNorm as BrevitasTensorNorm
+
+from models import CNV, TOPOLOGIES, Topology, squared_hinge
+from models.quant import TensorNorm
+from models.wsconv import WSConv2d, WSLinear, standardize
+from models.quant import BinaryWeight
+
+BREVITAS = Topology(
+    size=32,
+    conv=((64, False), (64, True), (128, False), (128, True), (256, False), (256, False)),
+    fc=(512, 512),
+    padding=0,
+)
+
+
+def trained_like(net):
+    """Statistics and gains as after some training, both signs among the gains."""
+    for module in net.modules():
+        if hasattr(module, "running_var"):
+            module.running_mean.normal_(0, 3)
+            module.running_var.uniform_(1, 50)
+            module.weight.data.normal_(0, 1)
+            module.bias.data.normal_(0, 0.5)
+    return net
+
+
+def binary(x):
+    return np.where(x >= 0, 1.0, -1.0)
+
+
+def numpy_forward(net, images, topology, standardized=False):
+    """The net of the reference written out in float64 NumPy."""
+    state = {key: value.double().numpy() for key, value in net.state_dict().items()}
+
+    def norm(x, key):
+        shape = (1, -1) + (1,) * (x.ndim - 2)
+        mean, var, gain, bias = (
+            state[f"{key}.{name}"].reshape(shape) for name in ("running_mean", "running_var", "weight", "bias")
+        )
+        return (x - mean) / np.sqrt(var + 1e-4) * gain + bias
+
+    x = 2 * images.double().numpy() - 1
+    x = np.clip(np.round(x * 128), -128, 127) / 128
+    i = 1
+    for width, pool in topology.conv:
+        weight = state[f"conv_features.{i}.weight"]
+        weight = binary(weight - weight.mean() if standardized else weight)
+        pad = topology.padding
+        x = np.pad(x, ((0, 0), (0, 0), (pad, pad), (pad, pad)))
+        windows = np.lib.stride_tricks.sliding_window_view(x, (3, 3), axis=(2, 3))  # N×C×H×W×3×3
+        x = np.einsum("nchwij,ocij->nohw", windows, weight, optimize=True)
+        x = binary(norm(x, f"conv_features.{i + 1}"))
+        i += 3
+        if pool:
+            n, c, h, w = x.shape
+            x = x[:, :, : h // 2 * 2, : w // 2 * 2].reshape(n, c, h // 2, 2, w // 2, 2).max((3, 5))
+            i += 1
+    x = x.reshape(len(x), -1)
+    for i in range(0, 3 * len(topology.fc), 3):
+        x = binary(norm(x @ binary(state[f"linear_features.{i}.weight"]).T, f"linear_features.{i + 1}"))
+    i = 3 * len(topology.fc)
+    return norm(x @ binary(state[f"linear_features.{i}.weight"]).T, f"linear_features.{i + 1}")
+
+
+def images_of(size, count=4):
+    return torch.randint(0, 256, (count, 3, size, size)) / 255
+
+
+def test_equals_brevitas_cnv_in_evaluation_and_training():
+    own = trained_like(CNV(BREVITAS, 10))
+    theirs = BrevitasCNV(10, weight_bit_width=1, act_bit_width=1, in_bit_width=8, in_ch=3)
+    theirs.load_state_dict(own.state_dict())  # strict: same keys, same shapes
+    assert list(own.state_dict()) == list(theirs.state_dict())
+    images, labels = images_of(32, 8), torch.arange(8)
+    assert torch.equal(own.eval()(images), theirs.eval()(images))
+
+    for net in (own, theirs):
+        F.cross_entropy(net.train()(images), labels).backward()
+    for (name, mine), (_, other) in zip(own.named_parameters(), theirs.named_parameters()):
+        torch.testing.assert_close(mine.grad, other.grad, msg=name)
+    for (name, mine), (_, other) in zip(own.named_buffers(), theirs.named_buffers()):
+        torch.testing.assert_close(mine, other, msg=name)
+
+
+@pytest.mark.parametrize("wsconv", (False, True))
+@pytest.mark.parametrize("name", TOPOLOGIES)
+def test_equals_numpy(name, wsconv):
+    topology = TOPOLOGIES[name]
+    net = trained_like(CNV(topology, 10, wsconv)).eval()
+    images = images_of(topology.size, 2)
+    with torch.no_grad():
+        logits = net(images).numpy()
+    np.testing.assert_allclose(logits, numpy_forward(net, images, topology, wsconv), atol=1e-4)
+
+
+def test_key_order_and_shapes_of_the_reference():
+    net = CNV(TOPOLOGIES["cifar_smaller"], 10)
+    shapes = {key: tuple(value.shape) for key, value in net.state_dict().items() if value.ndim > 1}
+    assert shapes == {
+        "conv_features.1.weight": (64, 3, 3, 3),
+        "conv_features.4.weight": (64, 64, 3, 3),
+        "conv_features.8.weight": (128, 64, 3, 3),
+        "conv_features.11.weight": (128, 128, 3, 3),
+        "conv_features.15.weight": (256, 128, 3, 3),
+        "conv_features.18.weight": (256, 256, 3, 3),
+        "linear_features.0.weight": (1024, 16384),
+        "linear_features.3.weight": (512, 1024),
+        "linear_features.6.weight": (10, 512),
+    }
+    net = CNV(TOPOLOGIES["tiny_imagenet_smaller"], 200)
+    widths = [layer.weight.shape[:2] for layer in net.binary_layers()]
+    assert widths == [
+        *((16, 3), (16, 16), (16, 16), (32, 16), (32, 32), (32, 32), (64, 32), (64, 64), (64, 64)),
+        *((128, 64), (128, 128), (128, 128), (256, 128), (256, 256), (256, 256)),
+        *((512, 1024), (256, 512), (200, 256)),
+    ]
+    for layer in net.binary_layers():
+        assert layer.weight.min() < -0.9 and layer.weight.max() > 0.9 and layer.weight.abs().max() <= 1
+
+
+def test_batch_size_and_memory_format_do_not_matter():
+    net = trained_like(CNV(TOPOLOGIES["cifar_smaller"], 10)).eval()
+    images = images_of(32, 7)
+    with torch.no_grad():
+        whole = net(images)
+        single = torch.cat([net(image[None]) for image in images])
+        channels_last = net.to(memory_format=torch.channels_last)(images.contiguous(memory_format=torch.channels_last))
+    assert torch.equal(whole, single)
+    torch.testing.assert_close(whole, channels_last)
+
+
+def test_standardize_is_the_formula():
+    weight = torch.rand(16, 8, 3, 3) + 0.3
+    w = weight.double().numpy()
+    expected = (w - w.mean()) / (w.std(ddof=1) + 1e-8) * w.size**-0.5
+    np.testing.assert_allclose(standardize(weight).numpy(), expected, atol=1e-7)
+
+
+@pytest.mark.parametrize("compiled", (False, True))
+def test_standardised_layers(compiled):
+    for layer, shape in (
+        (WSConv2d(4, 8, 3, padding=1, bias=False, weight_quant=BinaryWeight), (2, 4, 6, 6)),
+        (WSLinear(12, 8, bias=False, weight_quant=BinaryWeight), (2, 12)),
+    ):
+        torch.nn.init.uniform_(layer.weight, -0.2, 1)
+        latent, x = layer.weight.detach().clone(), torch.randn(shape)
+        forward = torch.compile(layer) if compiled else layer
+        signs = torch.where(latent - latent.mean() >= 0, 1.0, -1.0)
+        expected = F.conv2d(x, signs, padding=1) if x.ndim == 4 else F.linear(x, signs)
+
+        layer.eval()
+        torch.testing.assert_close(forward(x), expected)
+        assert torch.equal(layer.weight, latent)  # evaluation leaves the weights alone
+
+        layer.train()
+        out = forward(x)
+        torch.testing.assert_close(out, expected)
+        torch.testing.assert_close(layer.weight.detach(), standardize(latent))  # training replaces them
+        out.sum().backward()  # and the gradient is that of the signs, straight through
+        signs.requires_grad_()
+        (F.conv2d(x, signs, padding=1) if x.ndim == 4 else F.linear(x, signs)).sum().backward()
+        torch.testing.assert_close(layer.weight.grad, signs.grad)
+
+
+def test_tensor_norm_equals_brevitas():
+    own, theirs = TensorNorm(), BrevitasTensorNorm()
+    for _ in range(3):
+        x = torch.randn(16, 10) * 5 + 2
+        torch.testing.assert_close(own(x), theirs(x))
+    torch.testing.assert_close(own.state_dict(), theirs.state_dict())
+    torch.testing.assert_close(own.eval()(x), theirs.eval()(x))
+
+
+def test_squared_hinge_equals_brevitas():
+    logits, labels = torch.randn(8, 10, requires_grad=True), torch.randint(0, 10, (8,))
+    loss = squared_hinge(logits, labels)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    targets = -torch.ones(8, 10)
+    targets[range(8), labels] = 1
+    other = SqrHingeLoss()(logits, targets)
+    other.backward()
+    torch.testing.assert_close(loss, other)
+    torch.testing.assert_close(gradient, logits.grad)
