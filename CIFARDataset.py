@@ -119,7 +119,7 @@ class CIFAR10(datasets.CIFAR10):
         except (OSError, RuntimeError) as error:
             raise UserError(
                 f"{self.folder} is not there and {self.url} cannot be fetched ({error}): "
-                f"put {self.filename} into {self.root}, or its files into {self.folder}"
+                f"put {self.filename} into {self.root}, or its files into {self.folder} (./run.sh demo needs no download)"
             ) from None
 
     def _open(self, name, md5):

@@ -1,7 +1,9 @@
 """The demo data set: ten kinds of shapes, 32×32 colour images, in CIFAR-10's on-disk format.
 
 It is made on first use, the same on every machine, so that the whole chain can be tried without a download.
-Shapes of random place, size and colour lie on a shaded ground under noise; all ten kinds survive mirroring.
+Shapes of random place, size and tint lie on a shaded ground under noise; all ten kinds survive mirroring. Most
+grey levels are near the middle, where the upper bits of a pixel tell much about each other: that is what makes
+a bit worth copying, in photographs too.
 """
 
 import os
@@ -15,9 +17,13 @@ from CIFARDataset import CIFAR10
 
 SEED = 0
 BATCHES = {**{f"data_batch_{i}": 1000 for i in range(1, 6)}, "test_batch": 1000}  # images in each file
-RADIUS = (5.0, 9.0)  # of a shape, pixels
-CONTRAST = (40, 110)  # between shape and ground, grey levels of 255 in the mean over the channels
-NOISE = 12  # standard deviation, grey levels
+RADIUS = (8.0, 13.0)  # of a shape, pixels
+# grey levels of 255
+CONTRAST = (20, 60)  # between shape and ground, either of them the lighter one
+LEVEL = 25  # the level half-way between them lies within 128 ± this
+TINT = 15  # and within ± this of it in each channel
+SLOPE = 1.0  # of the shading, per pixel, at most
+NOISE = 18  # standard deviation
 
 # u, v: offsets from the shape's centre in units of its radius, v downwards -> is the pixel inside?
 SHAPES = {
@@ -41,7 +47,7 @@ class Demo(CIFAR10):
     official = False
 
     def download(self):
-        if not self._check_integrity():
+        if not self._check_integrity() or self._open("batches.meta", None)[1].get("settings") != settings():
             make(self.folder)
 
 
@@ -56,14 +62,18 @@ def draw(count, rng):
     for label, shape in enumerate(SHAPES.values()):
         inside[labels == label] = shape(u[labels == label], v[labels == label])
 
-    step = rng.uniform(*CONTRAST, size=(count, 1)) * rng.choice([-1, 1], size=(count, 1))
-    step = step + rng.uniform(-30, 30, size=(count, 3))  # N×channels
-    ground = rng.uniform(60, 195, size=(count, 3))
-    slope = rng.uniform(-1.5, 1.5, size=(count, 2, 1, 1))  # grey levels per pixel
+    step = rng.choice([-1, 1], size=(count, 1)) * rng.uniform(*CONTRAST, size=(count, 3))  # N×channels
+    middle = 128 + rng.uniform(-LEVEL, LEVEL, size=(count, 1)) + rng.uniform(-TINT, TINT, size=(count, 3))
+    slope = rng.uniform(-SLOPE, SLOPE, size=(count, 2, 1, 1))  # grey levels per pixel
     shade = slope[:, 0] * (row - 15.5) + slope[:, 1] * (column - 15.5)
-    images = ground[..., None, None] + shade[:, None] + step[..., None, None] * inside[:, None]
+    images = middle[..., None, None] + shade[:, None] + step[..., None, None] * (inside[:, None] - 0.5)
     images += rng.normal(0, NOISE, size=images.shape)
     return images.round().clip(0, 255).astype(np.uint8).reshape(count, -1), labels.tolist()
+
+
+def settings():
+    """What decides the pixels, as text: a set made with others is made anew."""
+    return repr((SEED, BATCHES, RADIUS, CONTRAST, LEVEL, TINT, SLOPE, NOISE, list(SHAPES)))
 
 
 def make(folder):
@@ -75,6 +85,7 @@ def make(folder):
         data, labels = draw(count, rng)
         entry = {"batch_label": name, "labels": labels, "data": data}
         (partial / name).write_bytes(pickle.dumps(entry, protocol=2))
-    (partial / "batches.meta").write_bytes(pickle.dumps({"label_names": list(SHAPES), "num_vis": 3072}, protocol=2))
+    meta = {"label_names": list(SHAPES), "num_vis": 3072, "settings": settings()}
+    (partial / "batches.meta").write_bytes(pickle.dumps(meta, protocol=2))
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)

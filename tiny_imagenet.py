@@ -10,7 +10,6 @@ from tqdm import tqdm
 
 from cli import UserError
 
-URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 CLASSES = 200
 SIZE = 64  # pixels a side
 
@@ -24,7 +23,7 @@ def load(folder, train, workers):
     """
     split = "train" if train else "val"
     if not (folder / split).is_dir():
-        raise UserError(f"{folder / split} is not there: download {URL} and run python trans.py")
+        raise UserError(f"{folder / split} is not there: python trans.py says where to get Tiny-ImageNet")
     if (folder / "val" / "images").is_dir():
         raise UserError(f"{folder / 'val'} is not sorted into class folders yet: run python trans.py {folder}")
 

@@ -51,8 +51,8 @@ RECIPES = {
         "lr": 0.01,
         "init": 0.05,
         "schedule": "cosine",
-        "batch_size": 256,
-        "epochs": {"cifar10": 30, "cifar100": 30, "tiny_imagenet": 30, "demo": 10},
+        "batch_size": {"cifar10": 256, "cifar100": 256, "tiny_imagenet": 256, "demo": 64},
+        "epochs": {"cifar10": 30, "cifar100": 30, "tiny_imagenet": 30, "demo": 5},
         "duplicate": 1,
     },
     "reference": {

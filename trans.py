@@ -6,7 +6,7 @@
 
 val/images/val_0.JPEG … becomes val/<wnid>/images/val_0.JPEG …, as val/val_annotations.txt says; that file stays.
 Images are moved, not copied. Everything is checked before anything moves, and a run that was interrupted is
-finished by the next.
+finished by the next. Any Python will do, no packages are needed.
 """
 
 import os
@@ -14,11 +14,9 @@ import shutil
 import zipfile
 from pathlib import Path
 
-from tqdm import tqdm
-
 from cli import Parser, UserError, run
-from tiny_imagenet import URL
 
+URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 FOLDER = "data/tiny-imagenet-200"
 
 
@@ -28,8 +26,8 @@ def unzip(archive, folder):
     shutil.rmtree(partial, ignore_errors=True)
     try:
         with zipfile.ZipFile(archive) as file:
-            for member in tqdm(file.infolist(), f"unzipping {archive}", leave=False, disable=None):
-                file.extract(member, partial)  # keeps to `partial`, whatever the member's name
+            print(f"unzipping {archive}, {len(file.namelist())} files …", flush=True)
+            file.extractall(partial)  # keeps to `partial`, whatever the members' names
     except (zipfile.BadZipFile, EOFError) as error:
         raise UserError(f"{archive} is truncated or no zip file ({error}): download {URL} again") from None
     if not (partial / "tiny-imagenet-200").is_dir():
@@ -93,7 +91,7 @@ def main():
     val = folder / "val"
     moves, wnids = plan(val)
     try:
-        for source, target in tqdm(moves, f"sorting {val}", leave=False, disable=None):
+        for source, target in moves:
             target.parent.mkdir(parents=True, exist_ok=True)
             os.rename(source, target)
     except KeyboardInterrupt:

@@ -1,0 +1,131 @@
+#!/usr/bin/env python3
+"""Images/s of this project's training step against the usual way, side by side in one run.
+
+    python bench/train.py --data data                      # CIFAR-10 net
+    python bench/train.py --data data --dataset demo
+
+usual: torchvision's CIFAR10 and transforms in a DataLoader, Brevitas' layers, float32, eager.
+ours: train_smaller.py's batches and step. Both on the same images, net, batch size and optimiser, in turn, so
+that both see the same noise of the machine. The ratio is taken round by round; its median is what to quote.
+"""
+
+import statistics
+import sys
+import time
+from itertools import islice
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+import torch.nn.functional as F
+from torch.utils.data import DataLoader
+from torchvision import transforms
+
+import train_smaller
+from CIFARDataset import CIFAR10
+from cli import Parser, run, within
+from demo import Demo
+from faults import Fault
+from loader import TrainBatches, load
+from models import CNV, TOPOLOGIES
+
+ROUNDS = 5
+STEPS = 6  # of each way in a round
+BATCH_SIZE = 256
+WORKERS = 2  # DataLoader processes
+KINDS = {"cifar10": CIFAR10, "demo": Demo}
+
+
+class Plain(torch.utils.data.Dataset):
+    """The data set as torchvision's own class hands it out: a PIL image, transformed."""
+
+    def __init__(self, dataset, transform):
+        self.inner = super(CIFAR10, dataset)
+        dataset.transform = transform
+        self.length = len(dataset)
+
+    def __len__(self):
+        return self.length
+
+    def __getitem__(self, index):
+        return self.inner.__getitem__(index)
+
+
+def usual_steps(args, device):
+    """A generator: each next() is one training step of the usual way."""
+    augment = transforms.Compose(
+        [transforms.RandomCrop(32, 4), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
+    )
+    images = Plain(KINDS[args.dataset](args.data, download=True), augment)
+    batches = DataLoader(images, BATCH_SIZE, shuffle=True, num_workers=WORKERS, drop_last=True)
+    net = CNV(TOPOLOGIES["cifar_smaller"], 10).to(device).train()
+    optimizer = torch.optim.Adam(net.parameters(), 0.01)
+    while True:
+        for images, labels in batches:
+            loss = F.cross_entropy(net(images.to(device)), labels.to(device))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            yield
+
+
+def our_steps(args, device):
+    """The same of ours."""
+    images, labels = load(args.dataset, args.data, True)
+    fault = Fault.of("baseline", 0, 0)
+    batches = TrainBatches(images, labels, BATCH_SIZE, 4, fault, 0, device)
+    net = CNV(TOPOLOGIES["cifar_smaller"], 10).to(device, memory_format=torch.channels_last)
+    options = {"lr": 0.01, "processes": 1, "optimizer": "adam", "decay": 0.0, "amsgrad": False}
+    optimizer = train_smaller.make_optimizer(net, options)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=train_smaller.bf16_is_fast(device))
+    model = train_smaller.compiled(net, BATCH_SIZE, images.shape[1:], device, autocast, torch.channels_last)
+    epoch = 0
+    while True:
+        steps = batches.epoch(epoch)
+        for _ in range(len(images) // BATCH_SIZE):
+            one = islice(steps, 1)
+            train_smaller.train_pass(
+                model, one, BATCH_SIZE, F.cross_entropy, optimizer, scheduler, autocast, torch.channels_last
+            )
+            yield
+        epoch += 1
+
+
+def rate(steps, count, device):
+    """Images/s over `count` steps."""
+    start = time.perf_counter()
+    for _ in range(count):
+        next(steps)
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return count * BATCH_SIZE / (time.perf_counter() - start)
+
+
+def main():
+    parser = Parser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--dataset", choices=KINDS, default="cifar10")
+    parser.add_argument("--data", default="data")
+    parser.add_argument("--rounds", type=within(int, 1), default=ROUNDS)
+    args = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    ways = {"usual": usual_steps(args, device), "ours": our_steps(args, device)}
+    for steps in ways.values():
+        rate(steps, 2, device)  # workers start, kernels are compiled
+    rates = {name: [] for name in ways}
+    for number in range(1, args.rounds + 1):
+        for name, steps in ways.items():
+            rates[name].append(rate(steps, STEPS, device))
+        usual, ours = rates["usual"][-1], rates["ours"][-1]
+        print(f"round {number}: usual {usual:.0f}, ours {ours:.0f} images/s, {ours / usual:.2f} times", flush=True)
+    ratios = [ours / usual for usual, ours in zip(*rates.values())]
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    print(
+        f"median of {args.rounds} rounds on {device.type}, {torch.get_num_threads()} threads: usual {medians['usual']:.0f}, "
+        f"ours {medians['ours']:.0f} images/s, {statistics.median(ratios):.2f} times"
+    )
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,77 @@
+"""run.sh as a whole, in a copy of the project, with a small demo set and a tiny schedule."""
+
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.fixture
+def project(tmp_path, root):
+    """A copy of the project with this Python as its ready environment."""
+    copy = tmp_path / "project"
+    shutil.copytree(root, copy, ignore=shutil.ignore_patterns(".venv", ".git", "data", "checkpoint", "__pycache__"))
+    (copy / ".venv" / "bin").mkdir(parents=True)
+    launcher = copy / ".venv" / "bin" / "python"
+    launcher.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    launcher.chmod(0o755)
+    shutil.copy(copy / "requirements.txt", copy / ".venv" / "requirements.installed")
+    demo = copy / "demo.py"
+    demo.write_text(demo.read_text().replace(": 1000", ": 128"))
+    return copy
+
+
+def call(project, *words):
+    result = subprocess.run([project / "run.sh", *words], capture_output=True, text=True, cwd="/", timeout=280)
+    return result.returncode, result.stdout, result.stderr
+
+
+def edit(project, file, old, new):
+    text = (project / file).read_text()
+    assert old in text
+    (project / file).write_text(text.replace(old, new))
+
+
+def test_demo_from_training_to_the_table(project):
+    code, out, err = call(project, "demo", "--epochs", "2")
+    assert code == 0, err
+    assert "epoch 2/2" in out
+    accuracies = re.findall(r"^Avg\. acc\.: (\d+\.\d{3})%$", err, re.M)
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in out.splitlines() if line.startswith("|")]
+    assert [row[0] for row in rows] == [
+        "demo_smaller_11111",
+        "-" * 44,
+        "baseline, no fault",
+        "faulty, bit 6 random",
+        "repaired_n, bit 6 copied from bit 5",
+        "repaired_s, bit 6 copied from the MSB",
+    ]
+    assert [row[1] for row in rows[2:]] == accuracies and len(accuracies) == 4
+    checkpoint = project / "checkpoint" / "ckpt.t7.demo_smaller_11111.pth"
+    saved = checkpoint.read_bytes()
+
+    edit(project, "run.sh", "TRAIN=1 ", "TRAIN=0 ")
+    edit(project, "run.sh", 'NOISE="" ', 'NOISE="0.1"')
+    edit(project, "run.sh", 'FAULTS="baseline faulty repaired_n repaired_s"', 'FAULTS="repaired_n"')
+    edit(project, "CIFARDataset.py", "FAULTY_BIT = 6", "FAULTY_BIT = 3")
+    code, out, err = call(project, "demo", "--neighbor_offset", "3")
+    assert code == 0, err
+    assert "epoch" not in out and checkpoint.read_bytes() == saved
+    assert re.search(r"^\| repaired_n, bit 3 copied from bit 6 +\| +\d+\.\d{3} \|$", out, re.M)
+    assert re.search(r"^\| weight noise, sigma_val 0.1 +\| +\d+\.\d{3} \|$", out, re.M)
+
+
+@pytest.mark.parametrize(
+    "words,complaint",
+    [
+        (("mnist",), "error: 'mnist' is unknown: demo, cifar10, cifar100, tiny_imagenet or test"),
+        (("tiny_imagenet",), "python trans.py says where to get Tiny-ImageNet"),
+        (("demo", "--epochs", "-1"), "error: argument --epochs: -1 is out of range: at least 1"),
+    ],
+)
+def test_bad_input_ends_the_chain_with_one_line(project, words, complaint):
+    code, out, err = call(project, *words)
+    lines = [line for line in err.splitlines() if "cpp_extension" not in line]
+    assert code != 0 and out == "" and len(lines) == 1 and complaint in lines[0]

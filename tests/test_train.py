@@ -1,0 +1,302 @@
+"""train_smaller.py as a user runs it, on small data in CIFAR's format; its parts against formulas written out."""
+
+import csv
+import math
+import os
+import signal
+import subprocess
+import sys
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from made import write_cifar10
+
+import checkpoints
+import train_smaller
+from evaluate import evaluate, score, to_score
+from loader import EvalBatches, load
+from models import CNV, TOPOLOGIES, Topology
+
+CHECKPOINT = Path("checkpoint/ckpt.t7.cifar10_smaller_11111.pth")
+TRAIN = "--train --data . --batch-size 16 --no-compile --epochs 3".split()
+
+
+@pytest.fixture
+def data(tmp_path):
+    write_cifar10(tmp_path, rows=20)
+
+
+@pytest.fixture
+def succeed(monkeypatch, capsys):
+    """Runs the script in this process, which saves the import; returns the lines it prints."""
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["train_smaller.py", *words])
+        capsys.readouterr()
+        train_smaller.main()
+        return capsys.readouterr().out.splitlines()
+
+    return call
+
+
+@pytest.fixture
+def complain(monkeypatch):
+    """Runs the script on bad input; returns the one line that it ends with."""
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["train_smaller.py", *words])
+        with pytest.raises(SystemExit) as exit:
+            train_smaller.run(train_smaller.main)
+        assert exit.value.code.startswith("error: ") and "\n" not in exit.value.code
+        return exit.value.code
+
+    return call
+
+
+def start(root, *words, launch=()):
+    """Starts the script as a process of its own, with as many threads as this one."""
+    return subprocess.Popen(
+        [sys.executable, *launch, root / "train_smaller.py", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
+    )
+
+
+def same(a, b):
+    """Are two nested structures of tensors and values equal to the bit?"""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return list(a) == list(b) and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+TIMES = ("images_per_s", "seconds")
+
+
+def timeless(path):
+    state = torch.load(path, weights_only=True)
+    state["log"] = [{key: value for key, value in row.items() if key not in TIMES} for row in state["log"]]
+    return state
+
+
+def test_interrupted_and_resumed_equals_uninterrupted(root, data, succeed):
+    options = [*TRAIN, "--mem_fault", "faulty", "--wsconv", "--sess", "cifar10_smaller"]
+    lines = succeed(*options)
+    assert [line.split("  ")[0] for line in lines[-3:]] == ["epoch 1/3", "epoch 2/3", "epoch 3/3"]
+    whole = CHECKPOINT.rename("whole.pth")
+
+    for stop in (signal.SIGKILL, signal.SIGINT):  # killed after the first epoch, interrupted after the second
+        process = start(root, *options, *["--resume"] * (stop == signal.SIGINT))
+        for line in process.stdout:
+            if line.startswith("epoch"):
+                process.send_signal(stop)
+                break
+        _, err = process.communicate(timeout=60)
+        assert process.returncode != 0
+    assert "holds epoch 2, --resume goes on from there" in err and "Traceback" not in err
+    two_epochs = CHECKPOINT.with_suffix(".csv").read_text()
+
+    resumed = succeed(*options, "--resume")
+    assert [line.split("  ")[0] for line in resumed[1:]] == ["epoch 3/3"]
+    assert same(timeless(CHECKPOINT), timeless(whole))
+    assert CHECKPOINT.with_suffix(".csv").read_text().startswith(two_epochs)
+    assert "trained to the end" in succeed(*options, "--resume")[-1]
+
+
+def test_training_repeats_evaluates_and_logs(data, succeed):
+    succeed(*TRAIN, "--epochs", "2")
+    first = CHECKPOINT.rename("first.pth")
+    succeed(*TRAIN, "--epochs", "2")
+    assert same(timeless(CHECKPOINT), timeless(first))
+
+    state = torch.load(CHECKPOINT, weights_only=True)
+    assert state["epoch"] == 2
+    with open(CHECKPOINT.with_suffix(".csv")) as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["epoch"]) for row in rows] == [1, 2]
+    assert float(rows[-1]["test_top1"]) == state["acc"]
+
+    lines = succeed("--data", ".")
+    assert lines[-1] == f"Avg. acc.: {state['acc']:.3f}%"
+    net = CNV(TOPOLOGIES["cifar_smaller"], 10)
+    net.load_state_dict(state["net"])
+    images, labels = load("cifar10", ".", train=False)
+    with torch.no_grad():
+        correct = sum((net.eval()(images[i : i + 1] / 255).argmax(1) == labels[i]).item() for i in range(len(labels)))
+    assert state["acc"] == 100 * correct / len(labels)
+
+
+def test_originals_checkpoint(data, succeed, complain):
+    net = CNV(TOPOLOGIES["cifar_smaller"], 10)
+    parallel = OrderedDict((f"module.{key}", value) for key, value in net.state_dict().items())
+    CHECKPOINT.parent.mkdir()
+    torch.save({"net": parallel, "acc": 84.15, "epoch": 599, "rng_state": torch.get_rng_state()}, CHECKPOINT)
+    images, labels = load("cifar10", ".", train=False)
+    expected = evaluate(net, EvalBatches(images, labels, torch.device("cpu"))).top1
+    assert succeed("--data", ".")[-1] == f"Avg. acc.: {expected:.3f}%"
+    assert "original checkpoint" in complain("--data", ".", "--train", "--resume")
+
+
+def test_faults_in_evaluation(data, succeed):
+    succeed(*TRAIN, "--epochs", "1")
+    faulty = succeed("--data", ".", "--mem_fault", "faulty", "--faulty_bit", "7")
+    assert "faulty, bit 7 random" in faulty[-2]
+    assert faulty == succeed("--data", ".", "--mem_fault", "faulty", "--faulty_bit", "7")
+    repaired = succeed("--data", ".", "--mem_fault", "reparied_n", "--faulty_bit", "3", "--neighbor_offset", "2")
+    assert "repaired_n, bit 3 copied from bit 5" in repaired[-2]
+    noisy = succeed("--data", ".", "--noise", "0.5")
+    assert "10 runs" in noisy[-2] and "standard deviation 0.25" in noisy[-2]
+    assert float(noisy[-1].removeprefix("Avg. acc.: ").removesuffix("%")) >= 0
+
+
+def test_two_processes(root, data, succeed, complain):
+    launch = ("-m", "torch.distributed.run", "--nproc_per_node=2")
+    process = start(root, *TRAIN, launch=launch)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    epochs = [line.split("  ")[0] for line in out.splitlines() if line.startswith("epoch")]
+    assert epochs == ["epoch 1/3", "epoch 2/3", "epoch 3/3"]
+    state = torch.load(CHECKPOINT, weights_only=True)
+    assert not any(key.startswith("module.") for key in state["net"])
+    assert succeed("--data", ".")[-1] == f"Avg. acc.: {state['acc']:.3f}%"
+    assert "processes 2, not 1" in complain(*TRAIN, "--resume")
+
+
+def test_without_a_compiler(root, data, succeed):
+    options = "--train --data . --batch-size 16 --epochs 1 --no-bf16".split()
+    environment = {"CXX": "/nowhere/g++", "TORCHINDUCTOR_CACHE_DIR": str(Path("empty").absolute())}
+    process = subprocess.run(
+        [sys.executable, root / "train_smaller.py", *options],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment, "OMP_NUM_THREADS": str(torch.get_num_threads())},
+    )
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.count("torch.compile cannot run here") == 1
+    fallback = CHECKPOINT.rename("fallback.pth")
+    succeed(*options, "--no-compile")
+    assert same(timeless(CHECKPOINT)["net"], timeless(fallback)["net"])  # the attempt left no trace
+
+
+def test_an_older_checkpoint_is_kept(data, succeed):
+    succeed(*TRAIN, "--epochs", "1")
+    before = CHECKPOINT.read_bytes()
+    succeed(*TRAIN, "--epochs", "1", "--seed", "11111", "--lr", "0.02")
+    assert Path(f"{CHECKPOINT}.old").read_bytes() == before != CHECKPOINT.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "words,complaint",
+    [
+        ("--epoch 3", "unrecognized arguments: --epoch"),
+        ("--train --lr 0", "--lr: 0 is out of range: above 0"),
+        ("--train --epochs none", "'none' is not a whole number"),
+        ("--train --batch-size 1", "at least 2"),
+        ("--train --lr nan", "out of range"),
+        ("--dataset mnist", "invalid choice: 'mnist'"),
+        ("--train --epochs 5 --duplicate 2", "--epochs 5 is no multiple of --duplicate 2"),
+        ("--train --faulty_bit 9 --mem_fault faulty", "faulty_bit 9"),
+        ("--sess nobody", "checkpoint/ckpt.t7.nobody_11111.pth is missing"),
+        ("--sess a/b", "'a/b' cannot be part of a file name"),
+        ("--train --resume", "is missing"),
+        ("--sess cut", "ckpt.t7.cut_11111.pth is truncated or no checkpoint"),
+        ("--sess list", "holds no 'net'"),
+        ("--sess other", "does not fit the net for CIFAR-10: conv_features.1.weight is (16, 3, 3, 3) in the file"),
+        ("--sess good --dataset cifar100", "trained with dataset cifar10, not cifar100"),
+        ("--sess good --wsconv", "trained with wsconv False, not True"),
+        ("--sess good --train --resume --lr 0.5", "trained with lr 0.01, not 0.5"),
+        ("--sess good --mem_fault repaired_s --faulty_bit 7", "cannot repair bit 7"),
+        ("--sess good --mem_fault broken", "mem_fault 'broken' is unknown"),
+    ],
+)
+def test_bad_input_gets_one_line(data, complain, words, complaint):
+    net = CNV(TOPOLOGIES["cifar_smaller"], 10)
+    options = {"dataset": "cifar10", "wsconv": False, "lr": 0.01, "processes": 1}
+    state = {"net": net.state_dict(), "acc": 10.0, "epoch": 1, "options": options, "log": [{}]}
+    checkpoints.save(checkpoints.path_of("good", 11111), state)
+    whole = checkpoints.path_of("good", 11111).read_bytes()
+    checkpoints.path_of("cut", 11111).write_bytes(whole[:100000])
+    torch.save([1, 2], checkpoints.path_of("list", 11111))
+    other = CNV(TOPOLOGIES["tiny_imagenet_smaller"], 200)
+    torch.save({"net": other.state_dict(), "acc": 1.0, "epoch": 1}, checkpoints.path_of("other", 11111))
+    assert complaint in complain("--data", ".", *words.split())
+
+
+def test_learning_rate_schedules():
+    cosine = {"schedule": "cosine", "epochs": 40, "duplicate": 1, "wsconv": False}
+    rates = [train_smaller.learning_rate(step, 100, cosine) for step in range(4000)]
+    assert rates[0] == pytest.approx(1 / 201) and rates[199] == pytest.approx(200 / 201)
+    assert rates[200] == 1 and rates[2100] == pytest.approx(0.5) and 0 < rates[-1] < 1e-6
+    assert rates[1000] == pytest.approx(0.5 + 0.5 * math.cos(math.pi * 800 / 3800))
+
+    step = {"schedule": "step", "epochs": 600, "duplicate": 10, "wsconv": False}
+    by_epoch = [train_smaller.learning_rate(epoch // 10 * 7, 7, step) for epoch in range(0, 600, 10)]
+    assert by_epoch == [0.2 ** sum(epoch >= m for m in (80, 160, 240, 320, 400, 480)) for epoch in range(0, 600, 10)]
+    by_epoch = [train_smaller.learning_rate(epoch // 10 * 7 + 6, 7, {**step, "wsconv": True}) for epoch in range(0, 600, 10)]
+    assert by_epoch == [0.5 ** (epoch // 60) for epoch in range(0, 600, 10)]
+
+
+def test_reference_recipe_and_overrides(monkeypatch):
+    def options(*words):
+        monkeypatch.setattr(sys, "argv", ["train_smaller.py", *words])
+        return train_smaller.settle(train_smaller.parse(), processes=1)
+
+    reference = options("--recipe", "reference")
+    assert (reference["lr"], reference["amsgrad"], reference["batch_size"]) == (0.02, True, 2048)
+    assert (reference["duplicate"], reference["epochs"], reference["init"]) == (10, 600, 1.0)
+    assert options("--recipe", "reference", "--dataset", "tiny_imagenet")["duplicate"] == 3
+    mixed = options("--recipe", "reference", "--lr", "0.5", "--no-amsgrad")
+    assert {key: mixed[key] for key in reference if mixed[key] != reference[key]} == {"lr": 0.5, "amsgrad": False}
+    monkeypatch.setattr(train_smaller, "DECAY", 0.125)  # an edited constant takes effect
+    assert options()["decay"] == 0.125 and options("--decay", "0")["decay"] == 0
+
+
+@pytest.mark.parametrize("optimizer,amsgrad", [("sgd", False), ("adam", False), ("adam", True)])
+def test_optimizers_against_numpy(optimizer, amsgrad):
+    net = CNV(Topology(8, ((4, True),), (8,)), 10)
+    weight = net.linear_features[0].weight
+    options = {"lr": 0.1, "processes": 2, "optimizer": optimizer, "decay": 0.0, "amsgrad": amsgrad}
+    made = train_smaller.make_optimizer(net, options)
+    w = weight.detach().double().numpy().copy()
+    m, v, top = np.zeros_like(w), np.zeros_like(w), np.zeros_like(w)
+    for t in range(1, 4):
+        gradient = torch.randn_like(weight) / t
+        weight.grad = gradient.clone()
+        made.step()
+        g = gradient.double().numpy()
+        if optimizer == "sgd":
+            m = 0.9 * m + g
+            w -= 0.2 * m  # the rate of one process times two
+        else:
+            m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+            top = np.maximum(top, v)
+            w -= 0.2 * (m / (1 - 0.9**t)) / (np.sqrt((top if amsgrad else v) / (1 - 0.999**t)) + 1e-8)
+        np.testing.assert_allclose(weight.detach().numpy(), w, rtol=1e-4, atol=1e-5)
+
+
+def test_score_and_evaluate_against_numpy():
+    logits, labels = torch.randn(50, 10), torch.randint(0, 10, (50,))
+    result = to_score(score(logits, labels))
+    order = np.argsort(-logits.numpy(), axis=1)
+    hits = order == labels.numpy()[:, None]
+    p = np.exp(logits.double().numpy())
+    p = (p / p.sum(1, keepdims=True))[range(50), labels]
+    assert (result.n, result.correct, result.correct5) == (50, hits[:, 0].sum(), hits[:, :5].sum())
+    assert result.loss == pytest.approx(-np.log(p).mean(), rel=1e-5)
+    assert result.top1 == pytest.approx(100 * hits[:, 0].mean()) and result.top5 == pytest.approx(100 * hits[:, :5].any(1).mean())
+
+    net = CNV(Topology(8, ((4, True),), (8,)), 10)
+    images = torch.randint(0, 256, (50, 3, 8, 8), dtype=torch.uint8)
+    net(torch.rand(50, 3, 8, 8))  # some running statistics
+    before = [value.clone() for value in net.state_dict().values()]
+    whole, parts = (evaluate(net, EvalBatches(images, labels, torch.device("cpu"), size)) for size in (50, 7))
+    assert whole[:3] == parts[:3] and whole.loss == pytest.approx(parts.loss)
+    assert net.training and all(map(torch.equal, before, net.state_dict().values()))

@@ -1,0 +1,151 @@
+"""trans.py on a made tree, as a user runs it: sorted, run twice, interrupted, unzipped, and every kind of bad input."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+import trans
+from cli import UserError
+
+WNIDS = {f"val_{i}.JPEG": f"n0000000{i % 3}" for i in range(7)}
+
+
+def lines(wnids):
+    return "".join(f"{name}\t{wnid}\t0\t0\t62\t61\n" for name, wnid in wnids.items())
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "tiny-imagenet-200"
+    (folder / "val" / "images").mkdir(parents=True)
+    for name in WNIDS:
+        (folder / "val" / "images" / name).write_text(f"pixels of {name}")
+    (folder / "val" / "val_annotations.txt").write_text(lines(WNIDS))
+    return folder
+
+
+def files(folder):
+    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+def expected():
+    images = {f"val/{wnid}/images/{name}": f"pixels of {name}" for name, wnid in WNIDS.items()}
+    return {"val/val_annotations.txt": lines(WNIDS), **images}
+
+
+def call(root, *words):
+    result = subprocess.run([sys.executable, root / "trans.py", *words], capture_output=True, text=True)
+    return result.returncode, result.stdout, result.stderr
+
+
+def test_sorts_and_runs_twice(folder, root):
+    inodes = {path.name: path.stat().st_ino for path in (folder / "val" / "images").iterdir()}
+    code, out, err = call(root, folder)
+    assert (code, err) == (0, "")
+    assert out == f"{folder}/val: 7 images in 3 class folders, 7 moved now, 0 in place before\n"
+    assert files(folder) == expected()
+    assert not (folder / "val" / "images").exists()
+    assert {path.name: path.stat().st_ino for path in folder.glob("val/*/images/*")} == inodes  # moved, not copied
+
+    code, out, err = call(root, folder)
+    assert (code, err) == (0, "")
+    assert out == f"{folder}/val: 7 images in 3 class folders, 0 moved now, 7 in place before\n"
+    assert files(folder) == expected()
+
+
+def test_default_folder(folder, root):
+    os.mkdir("data")
+    folder.rename("data/tiny-imagenet-200")
+    code, out, _ = call(root)
+    assert code == 0 and "7 images in 3 class folders" in out
+
+
+def test_interrupted_half_way(folder, monkeypatch, capsys):
+    moved = []
+
+    def rename(source, target):
+        if len(moved) == 3:
+            raise KeyboardInterrupt
+        moved.append(source)
+        os.replace(source, target)
+
+    monkeypatch.setattr(sys, "argv", ["trans.py", str(folder)])
+    with monkeypatch.context() as patch:
+        patch.setattr(trans.os, "rename", rename)
+        with pytest.raises(KeyboardInterrupt, match="run it again"):
+            trans.main()
+    assert len(list(folder.glob("val/n*/images/*"))) == 3
+    trans.main()
+    assert "7 images in 3 class folders, 4 moved now, 3 in place before" in capsys.readouterr().out
+    assert files(folder) == expected()
+
+
+def test_unzips(folder, root):
+    shutil.make_archive(str(folder), "zip", folder.parent, folder.name)
+    shutil.rmtree(folder)
+    code, out, err = call(root, folder)
+    assert (code, err) == (0, "")
+    assert "unzipping" in out and "7 images in 3 class folders" in out
+    assert files(folder) == expected()
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["tiny-imagenet-200", "tiny-imagenet-200.zip"]
+
+
+@pytest.mark.parametrize("content", (b"", b"PK\x03\x04 cut off"))
+def test_bad_zip(tmp_path, root, content):
+    (tmp_path / "tiny.zip").write_bytes(content)
+    code, out, err = call(root, tmp_path / "tiny")
+    assert (code, out) == (1, "") and err.startswith("error: ") and err.count("\n") == 1
+    assert "tiny.zip is truncated or no zip file" in err and not (tmp_path / "tiny").exists()
+
+
+def test_neither_folder_nor_zip(tmp_path, root):
+    code, out, err = call(root, tmp_path / "tiny")
+    assert (code, out) == (1, "") and err.count("\n") == 1
+    assert "neither" in err and "download http" in err
+
+
+def without(name):
+    return lines({key: wnid for key, wnid in WNIDS.items() if key != name})
+
+
+@pytest.mark.parametrize(
+    "annotations,word",
+    [
+        (without("val_3.JPEG"), "val_3.JPEG has no line"),
+        (lines({**WNIDS, "val_9.JPEG": "n00000001"}), "val_9.JPEG is missing"),
+        (lines(WNIDS) + "val_2.JPEG\tn00000002\t0\t0\t62\t61\n", "line 8: a second line for val_2.JPEG"),
+        (without("val_3.JPEG") + "../../val_3.JPEG\tn00000001\t0\t0\t62\t61\n", "line 7"),
+        (without("val_3.JPEG") + "val_3.JPEG\t../..\t0\t0\t62\t61\n", "line 7"),
+        (without("val_3.JPEG") + "val_3.JPEG\t/tmp\t0\t0\t62\t61\n", "line 7"),
+        (without("val_3.JPEG") + "val_3.JPEG\timages\t0\t0\t62\t61\n", "line 7"),
+        (without("val_3.JPEG") + "val_3.JPEG\t\t0\t0\t62\t61\n", "line 7"),
+        (without("val_3.JPEG") + "val_3.JPEG n00000001\n", "line 7"),
+        (None, "val_annotations.txt is missing"),
+    ],
+)
+def test_bad_annotations_move_nothing(folder, monkeypatch, annotations, word):
+    path = folder / "val" / "val_annotations.txt"
+    path.unlink() if annotations is None else path.write_text(annotations)
+    before = files(folder)
+    monkeypatch.setattr(sys, "argv", ["trans.py", str(folder)])
+    with pytest.raises(UserError) as error:
+        trans.main()
+    assert word in str(error.value) and "\n" not in str(error.value)
+    assert files(folder) == before
+
+
+@pytest.mark.parametrize(
+    "place,word", [("n00000000", "is also in"), ("n00000001", "is also in"), (None, "in the wrong class folder")]
+)
+def test_images_in_two_places_or_a_wrong_one(folder, monkeypatch, place, word):
+    target = folder / "val" / (place or "n00000002") / "images"
+    target.mkdir(parents=True)
+    (shutil.copy if place else shutil.move)(folder / "val" / "images" / "val_0.JPEG", target)
+    before = files(folder)
+    monkeypatch.setattr(sys, "argv", ["trans.py", str(folder)])
+    with pytest.raises(UserError, match=word):
+        trans.main()
+    assert files(folder) == before
