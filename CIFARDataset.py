@@ -110,15 +110,18 @@ class CIFAR10(datasets.CIFAR10):
 
     def _check_integrity(self):
         """Are all files there? (What is in them is checked as they are read.)"""
+        return not self._missing()
+
+    def _missing(self):
         names = [name for name, _ in self.train_list + self.test_list] + [self.meta["filename"]]
-        return all((self.folder / name).is_file() for name in names)
+        return [self.folder / name for name in names if not (self.folder / name).is_file()]
 
     def download(self):
         try:
             super().download()
         except (OSError, RuntimeError) as error:
             raise UserError(
-                f"{self.folder} is not there and {self.url} cannot be fetched ({error}): "
+                f"{self._missing()[0]} is missing and {self.url} cannot be fetched ({error}): "
                 f"put {self.filename} into {self.root}, or its files into {self.folder} (./run.sh demo needs no download)"
             ) from None
 

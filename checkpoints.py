@@ -16,6 +16,7 @@ import io
 import os
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from cli import UserError
@@ -23,6 +24,10 @@ from loader import DATASETS
 from models import CNV, TOPOLOGIES
 
 FOLDER = "checkpoint"
+
+# what a NumPy number needs, such as the accuracy in some originals; building it executes nothing else
+_scalar = np.float64(0).__reduce__()[0]
+NUMPY_SCALAR = [(_scalar, "numpy.core.multiarray.scalar"), _scalar, np.dtype, type(np.dtype(np.float64))]
 
 
 def path_of(sess, seed):
@@ -68,7 +73,8 @@ def load(path):
     if not path.is_file():
         raise UserError(f"{path} is missing: train it with --train, or name another --sess and --seed")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(NUMPY_SCALAR):
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen kinds
         raise UserError(f"{path} is truncated or no checkpoint ({str(error).splitlines()[0]})") from None
     if not isinstance(state, dict) or not isinstance(state.get("net"), dict):

@@ -37,11 +37,13 @@ def within(kind, low=None, high=None, open_low=False):
 
 
 def run(main):
-    """Call main(); UserError becomes one line and exit status 1, Ctrl-C one line and 130."""
+    """Call main(); bad input and a disk that refuses become one line and exit status 1, Ctrl-C one line and 130."""
     try:
         main()
     except UserError as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        sys.exit(f"error: {error.filename or 'input or output'}: {error.strerror or error}")
     except KeyboardInterrupt as interrupt:
         print(f"\ninterrupted{': ' if interrupt.args else ''}{interrupt}", file=sys.stderr)
         sys.exit(130)

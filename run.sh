@@ -41,7 +41,7 @@ setup() {
     cp requirements.txt .venv/requirements.installed
 }
 
-train() { .venv/bin/python "${LAUNCH[@]}" train_smaller.py --train "$@"; }
+train() { .venv/bin/python ${LAUNCH[@]+"${LAUNCH[@]}"} train_smaller.py --train "$@"; }
 
 # one evaluation, shown as it runs; then a row of the table: what was measured, and the accuracy
 measure() {

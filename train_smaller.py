@@ -240,11 +240,11 @@ def bf16_is_fast(device):
     return torch.cuda.is_bf16_supported(False) if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
 
 
-def compiled(net, batch_size, shape, device, autocast, layout):
+def compiled(net, batch_size, size, device, autocast, layout):
     """torch.compile(net), tried on a batch that leaves no trace; `net` itself where that cannot run."""
     fast = torch.compile(net)
     before = copy.deepcopy(net.state_dict())
-    images = torch.zeros(batch_size, *shape, device=device).contiguous(memory_format=layout)
+    images = torch.zeros(batch_size, 3, size, size, device=device).contiguous(memory_format=layout)
     try:
         with autocast:
             fast(images).sum().backward()
@@ -279,87 +279,92 @@ def train_pass(model, batches, batch_size, compute_loss, optimizer, scheduler, a
     return sums, loss_sum, lr
 
 
+def make_batches(args, options, processes):
+    """The training batches, and this process's share of the test batches, with the fault of `options`."""
+    fault = Fault.of(options["mem_fault"], options["faulty_bit"], options["neighbor_offset"])
+    name, seed, device = options["dataset"], options["seed"], processes.device
+    with processes.first_alone():  # the others then find what it downloads, makes or caches
+        images, labels = load(name, args.data, True, args.workers)
+        test_images, test_labels = load(name, args.data, False, args.workers)
+    batches = TrainBatches(
+        *(images, labels, options["batch_size"], DATASETS[name].padding, fault, seed, device),
+        *(options["duplicate"], processes.rank, processes.number),
+    )
+    test_images = with_fault(test_images, fault, seed)
+    return batches, EvalBatches(processes.share(test_images), processes.share(test_labels), device)
+
+
 def train(args, processes):
     """Train from the start, or on from the checkpoint; save after every pass."""
     path = checkpoints.path_of(args.sess, args.seed)
-    state = checkpoints.load(path) if args.resume else None
-    if state:
-        check_resumable(path, state.get("options"), args, processes.number)
-    options = state["options"] if state else settle(args, processes.number)
-    fault = Fault.of(options["mem_fault"], options["faulty_bit"], options["neighbor_offset"])
-    if state and state["epoch"] >= options["epochs"]:
-        processes.print(f"{path} is trained to the end, {state['epoch']} epochs")
+    saved = checkpoints.load(path) if args.resume else None
+    if saved:
+        check_resumable(path, saved.get("options"), args, processes.number)
+    options = saved["options"] if saved else settle(args, processes.number)
+    if saved and saved["epoch"] >= options["epochs"]:
+        processes.print(f"{path} is trained to the end, {saved['epoch']} epochs")
         return
-
-    device = processes.device
-    dataset = DATASETS[options["dataset"]]
-    with processes.first_alone():  # the others then find what it downloads, makes or caches
-        train_images, train_labels = load(options["dataset"], args.data, True, args.workers)
-        test_images, test_labels = load(options["dataset"], args.data, False, args.workers)
-    batches = TrainBatches(
-        *(train_images, train_labels, options["batch_size"], dataset.padding, fault, options["seed"], device),
-        *(options["duplicate"], processes.rank, processes.number),
-    )
-    test_images = with_fault(test_images, fault, options["seed"])
-    test_batches = EvalBatches(processes.share(test_images), processes.share(test_labels), device)
+    device, epochs = processes.device, options["epochs"]
+    batches, test_batches = make_batches(args, options, processes)
 
     torch.manual_seed(options["seed"])
     net = checkpoints.build_net(options["dataset"], options["wsconv"], options["init"])
-    if state:
-        net = checkpoints.restore_net(path, state, options["dataset"], options["wsconv"])
+    if saved:
+        net = checkpoints.restore_net(path, saved, options["dataset"], options["wsconv"])
     layout = torch.channels_last if args.channels_last else torch.contiguous_format
     net.to(device, memory_format=layout)
     optimizer = make_optimizer(net, options)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, len(batches), options))
     log, epoch = [], 0
-    if state:
-        optimizer.load_state_dict(state["optimizer"])
-        scheduler.load_state_dict(state["scheduler"])
-        torch.set_rng_state(state["rng_state"])
-        if device.type == "cuda" and state["cuda_rng_state"] is not None:
-            torch.cuda.set_rng_state(state["cuda_rng_state"])
-        log, epoch = state["log"], state["epoch"]
+    if saved:
+        optimizer.load_state_dict(saved["optimizer"])
+        scheduler.load_state_dict(saved["scheduler"])
+        torch.set_rng_state(saved["rng_state"])
+        if device.type == "cuda" and saved["cuda_rng_state"] is not None:
+            torch.cuda.set_rng_state(saved["cuda_rng_state"])
+        log, epoch = saved["log"], saved["epoch"]
 
     bf16 = bf16_is_fast(device) if args.bf16 is None else args.bf16
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
     processes.print(
-        f"{path}: training on {dataset.title}, {len(train_images)} images, {options['epochs'] - epoch} epochs, "
-        f"on {processes.number} × {device.type} in {'bfloat16' if bf16 else 'float32'}"
+        f"{path}: training on {DATASETS[options['dataset']].title}, {len(batches.labels)} images, "
+        f"epoch {epoch + 1} to {epochs}, on {processes.number} × {device.type} in {'bfloat16' if bf16 else 'float32'}"
     )
     model = net
     if args.compile:
-        model = compiled(net, options["batch_size"], train_images.shape[1:], device, autocast, layout)
+        model = compiled(net, options["batch_size"], batches.size, device, autocast, layout)
     if processes.number > 1:
         model = nn.parallel.DistributedDataParallel(model)
 
-    clock, began, passes = time.monotonic, time.monotonic(), 0
+    began, passes = time.monotonic(), 0
     try:
-        while epoch < options["epochs"]:
-            start = clock()
+        while epoch < epochs:
+            start = time.monotonic()
             steps = processes.bar(batches.epoch(epoch), f"epoch {epoch + options['duplicate']}", len(batches))
             sums, loss_sum, lr = train_pass(
-                model, steps, options["batch_size"], LOSSES[options["loss"]], optimizer, scheduler, autocast, layout
+                *(model, steps, options["batch_size"], LOSSES[options["loss"]]), optimizer, scheduler, autocast, layout
             )
             trained = to_score(processes.sum(sums))
             loss = processes.sum(loss_sum).item() / trained.n
-            seconds = clock() - start
+            rate = trained.n / (time.monotonic() - start)
 
             processes.same_buffers(net)
             tested = processes.total(evaluate(net, processes.bar(test_batches, "testing", len(test_batches))))
             epoch, passes = epoch + options["duplicate"], passes + 1
-            row = {
-                "epoch": epoch,
-                "loss": loss,
-                "train_top1": trained.top1,
-                "train_top5": trained.top5,
-                "test_loss": tested.loss,
-                "test_top1": tested.top1,
-                "test_top5": tested.top5,
-                "lr": lr,
-                "images_per_s": trained.n / seconds,
-                "seconds": clock() - start,
-            }
-            log.append(row)
+            log.append(
+                {
+                    "epoch": epoch,
+                    "loss": loss,
+                    "train_top1": trained.top1,
+                    "train_top5": trained.top5,
+                    "test_loss": tested.loss,
+                    "test_top1": tested.top1,
+                    "test_top5": tested.top5,
+                    "lr": lr,
+                    "images_per_s": rate,
+                    "seconds": time.monotonic() - start,
+                }
+            )
             if processes.rank == 0:
                 if len(log) == 1:
                     checkpoints.keep_old(path)
@@ -375,15 +380,15 @@ def train(args, processes):
                     "log": log,
                 }
                 checkpoints.save(path, state)
-            left = round((clock() - began) / passes * (options["epochs"] - epoch) / options["duplicate"])
+            left = (time.monotonic() - began) / passes * (epochs - epoch) / options["duplicate"]
             processes.print(
-                f"epoch {epoch}/{options['epochs']}  loss {loss:.4f}  "
+                f"epoch {epoch}/{epochs}  loss {loss:.4f}  "
                 f"train {trained.top1:.2f}/{trained.top5:.2f} %  test {tested.top1:.2f}/{tested.top5:.2f} %  "
-                f"lr {lr:.2e}  {row['images_per_s']:.0f} images/s  left {timedelta(seconds=left)}"
+                f"lr {lr:.2e}  {rate:.0f} images/s  left {timedelta(seconds=round(left))}"
             )
     except KeyboardInterrupt:
-        saved = f"{path} holds epoch {epoch}, --resume goes on from there" if epoch else "no epoch was finished"
-        raise KeyboardInterrupt(saved) from None
+        kept = f"{path} holds epoch {epoch}, --resume goes on from there" if epoch else "no epoch was finished"
+        raise KeyboardInterrupt(kept) from None
 
 
 def test(args, processes):
@@ -402,17 +407,19 @@ def test(args, processes):
     net.to(processes.device, memory_format=torch.channels_last)
     processes.print(f"{path} (epoch {state['epoch']}), {DATASETS[name].title}, {len(labels)} test images: {fault}")
 
-    accuracies, flips = [], []
+    scores, flips = [], []
     for trial in range(NOISE_RUNS if args.noise else 1):
         with weight_noise(net, args.noise, args.seed + trial) as flipped:
             bar = processes.bar(batches, f"run {trial + 1}" if args.noise else "testing", len(batches))
-            accuracies.append(processes.total(evaluate(net, bar)).top1)
+            scores.append(processes.total(evaluate(net, bar)))
             flips.append(flipped)
+    accuracies = [score.top1 for score in scores]
     if args.noise:
         processes.print(
             f"weight noise, sigma_val {args.noise:g} (standard deviation {args.noise**2:g}): {NOISE_RUNS} runs, "
             f"standard deviation {statistics.stdev(accuracies):.3f}, {100 * statistics.mean(flips):.2f} % of weight signs flipped"
         )
+    processes.print(f"Avg. top-5 acc.: {statistics.mean(score.top5 for score in scores):.3f}%")
     processes.print(f"Avg. acc.: {statistics.mean(accuracies):.3f}%")
 
 

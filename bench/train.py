@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader
-from torchvision import transforms
+from torchvision import datasets, transforms
 
 import train_smaller
 from CIFARDataset import CIFAR10
@@ -40,16 +40,14 @@ KINDS = {"cifar10": CIFAR10, "demo": Demo}
 class Plain(torch.utils.data.Dataset):
     """The data set as torchvision's own class hands it out: a PIL image, transformed."""
 
-    def __init__(self, dataset, transform):
-        self.inner = super(CIFAR10, dataset)
-        dataset.transform = transform
-        self.length = len(dataset)
+    def __init__(self, dataset):
+        self.dataset = dataset
 
     def __len__(self):
-        return self.length
+        return len(self.dataset)
 
     def __getitem__(self, index):
-        return self.inner.__getitem__(index)
+        return datasets.CIFAR10.__getitem__(self.dataset, index)
 
 
 def usual_steps(args, device):
@@ -57,7 +55,7 @@ def usual_steps(args, device):
     augment = transforms.Compose(
         [transforms.RandomCrop(32, 4), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
     )
-    images = Plain(KINDS[args.dataset](args.data, download=True), augment)
+    images = Plain(KINDS[args.dataset](args.data, transform=augment, download=True))
     batches = DataLoader(images, BATCH_SIZE, shuffle=True, num_workers=WORKERS, drop_last=True)
     net = CNV(TOPOLOGIES["cifar_smaller"], 10).to(device).train()
     optimizer = torch.optim.Adam(net.parameters(), 0.01)
@@ -80,7 +78,7 @@ def our_steps(args, device):
     optimizer = train_smaller.make_optimizer(net, options)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=train_smaller.bf16_is_fast(device))
-    model = train_smaller.compiled(net, BATCH_SIZE, images.shape[1:], device, autocast, torch.channels_last)
+    model = train_smaller.compiled(net, BATCH_SIZE, batches.size, device, autocast, torch.channels_last)
     epoch = 0
     while True:
         steps = batches.epoch(epoch)

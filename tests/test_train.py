@@ -138,7 +138,7 @@ def test_originals_checkpoint(data, succeed, complain):
     net = CNV(TOPOLOGIES["cifar_smaller"], 10)
     parallel = OrderedDict((f"module.{key}", value) for key, value in net.state_dict().items())
     CHECKPOINT.parent.mkdir()
-    torch.save({"net": parallel, "acc": 84.15, "epoch": 599, "rng_state": torch.get_rng_state()}, CHECKPOINT)
+    torch.save({"net": parallel, "acc": np.float64(84.15), "epoch": 599, "rng_state": torch.get_rng_state()}, CHECKPOINT)
     images, labels = load("cifar10", ".", train=False)
     expected = evaluate(net, EvalBatches(images, labels, torch.device("cpu"))).top1
     assert succeed("--data", ".")[-1] == f"Avg. acc.: {expected:.3f}%"
@@ -148,12 +148,12 @@ def test_originals_checkpoint(data, succeed, complain):
 def test_faults_in_evaluation(data, succeed):
     succeed(*TRAIN, "--epochs", "1")
     faulty = succeed("--data", ".", "--mem_fault", "faulty", "--faulty_bit", "7")
-    assert "faulty, bit 7 random" in faulty[-2]
+    assert "faulty, bit 7 random" in faulty[-3]
     assert faulty == succeed("--data", ".", "--mem_fault", "faulty", "--faulty_bit", "7")
     repaired = succeed("--data", ".", "--mem_fault", "reparied_n", "--faulty_bit", "3", "--neighbor_offset", "2")
-    assert "repaired_n, bit 3 copied from bit 5" in repaired[-2]
+    assert "repaired_n, bit 3 copied from bit 5" in repaired[-3]
     noisy = succeed("--data", ".", "--noise", "0.5")
-    assert "10 runs" in noisy[-2] and "standard deviation 0.25" in noisy[-2]
+    assert "10 runs" in noisy[-3] and "standard deviation 0.25" in noisy[-3]
     assert float(noisy[-1].removeprefix("Avg. acc.: ").removesuffix("%")) >= 0
 
 
