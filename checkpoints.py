@@ -58,14 +58,16 @@ def _write(path, put):
             os.fsync(file.fileno())
         os.replace(partial, path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise UserError(f"{path} cannot be written ({error.strerror})") from None
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def keep_old(path):
-    """Move a checkpoint that a new training is about to replace to <name>.old, where the one before it goes."""
-    if path.exists():
-        os.replace(path, f"{path}.old")
+    """Move a checkpoint that a new training would replace, and its CSV, to <name>.old; what is there goes."""
+    for file in (path, path.with_suffix(".csv")):
+        if file.exists():
+            os.replace(file, f"{file}.old")
 
 
 def load(path):
@@ -77,8 +79,11 @@ def load(path):
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen kinds
         raise UserError(f"{path} is truncated or no checkpoint ({str(error).splitlines()[0]})") from None
-    if not isinstance(state, dict) or not isinstance(state.get("net"), dict):
-        raise UserError(f"{path} is no checkpoint of this project: it holds no 'net'")
+    for key in ("net", "acc", "epoch"):
+        if not isinstance(state, dict) or key not in state:
+            raise UserError(f"{path} is no checkpoint of this project: it holds no '{key}'")
+    if not isinstance(state["net"], dict) or not all(isinstance(value, torch.Tensor) for value in state["net"].values()):
+        raise UserError(f"{path} is no checkpoint of this project: its 'net' is no state dict")
     state["net"] = {key.removeprefix("module."): value for key, value in state["net"].items()}
     return state
 
@@ -105,7 +110,7 @@ def restore_net(path, state, dataset, wsconv):
 
 
 def load_net(path, dataset=None, wsconv=None):
-    """The data set's name, the net and the dict of a checkpoint.
+    """The data set's name, the net in evaluation mode and the dict of a checkpoint.
 
     A checkpoint says what it was trained on, an original's name does; `dataset` and `wsconv`, where given, must
     agree with the former and override the latter. UserError if they don't, or the net doesn't fit.
@@ -114,9 +119,9 @@ def load_net(path, dataset=None, wsconv=None):
     saved = state.get("options")
     if saved is None:
         sess = path.name.removeprefix("ckpt.t7.")
-        named = next((name for name in DATASETS if sess.startswith(name)), "cifar10")
+        named = next((name for name in DATASETS if sess.startswith(f"{name}_")), "cifar10")
         saved = {"dataset": dataset or named, "wsconv": "wsconv" in sess if wsconv is None else wsconv}
     for name, value in (("dataset", dataset), ("wsconv", wsconv)):
         if value not in (None, saved[name]):
             raise UserError(f"{path} was trained with {name} {saved[name]}, not {value}: leave the option out")
-    return saved["dataset"], restore_net(path, state, saved["dataset"], saved["wsconv"]), state
+    return saved["dataset"], restore_net(path, state, saved["dataset"], saved["wsconv"]).eval(), state

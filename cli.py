@@ -1,11 +1,14 @@
 """What the scripts share on the command line: one clear line for bad input, a clean end on Ctrl-C."""
 
 import argparse
+import os
 import sys
 
 
 class UserError(ValueError):
     """Bad input. The message says in one line what is wrong, where, and what to do."""
+
+    status = 1  # of the script that ends with it
 
 
 class Parser(argparse.ArgumentParser):
@@ -15,7 +18,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
 
     def error(self, message):
-        sys.exit(f"error: {message} (--help lists the options)")
+        _end(f"{message} (--help lists the options)", UserError.status)
 
 
 def within(kind, low=None, high=None, open_low=False):
@@ -37,13 +40,19 @@ def within(kind, low=None, high=None, open_low=False):
 
 
 def run(main):
-    """Call main(); bad input and a disk that refuses become one line and exit status 1, Ctrl-C one line and 130."""
+    """Call main(). Bad input and a disk that refuses become one line and exit status 1, Ctrl-C one line and 130."""
     try:
         main()
     except UserError as error:
-        sys.exit(f"error: {error}")
+        _end(error, error.status)
     except OSError as error:
-        sys.exit(f"error: {error.filename or 'input or output'}: {error.strerror or error}")
+        _end(f"{error.filename or 'input or output'}: {error.strerror or error}", UserError.status)
     except KeyboardInterrupt as interrupt:
         print(f"\ninterrupted{': ' if interrupt.args else ''}{interrupt}", file=sys.stderr)
         sys.exit(130)
+
+
+def _end(message, status):
+    if os.environ.get("RANK", "0") == "0":  # of several processes that all found the same, one says so
+        print(f"error: {message}", file=sys.stderr)
+    sys.exit(status)

@@ -41,6 +41,12 @@ REPAIRS = {"repaired_n": repair_from_neighbor, "repaired_s": repair_from_msb}
 MEM_FAULTS = ("baseline", "faulty", *REPAIRS)
 
 
+class ImpossibleRepair(UserError):
+    """This repair cannot mend this bit. run.sh knows it by its status, and leaves the cell of the table empty."""
+
+    status = 3
+
+
 class Fault(NamedTuple):
     """A fault setting: which bit of every value is broken, and what is done about it."""
 
@@ -58,14 +64,14 @@ class Fault(NamedTuple):
             raise UserError(f"faulty_bit {bit} is outside a pixel's bits 0 (LSB) to {MSB} (MSB)")
         if mem_fault == "repaired_n":
             if neighbor_offset == 0:
-                raise UserError("neighbor_offset 0 would repair the broken bit with itself: -1 is the next lower bit")
+                raise ImpossibleRepair("neighbor_offset 0 would repair the broken bit with itself: -1 is the next lower bit")
             if not 0 <= bit + neighbor_offset <= MSB:
-                raise UserError(
+                raise ImpossibleRepair(
                     f"neighbor_offset {neighbor_offset:+d} from faulty_bit {bit} is bit {bit + neighbor_offset}, "
                     f"outside a pixel's bits 0 to {MSB}"
                 )
         if mem_fault == "repaired_s" and bit == MSB:
-            raise UserError("repaired_s copies bit 7, the MSB, so it cannot repair bit 7 itself: use repaired_n")
+            raise ImpossibleRepair("repaired_s copies bit 7, the MSB, so it cannot repair bit 7 itself: use repaired_n")
         return cls(mem_fault, bit, neighbor_offset)
 
     def __str__(self):

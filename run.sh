@@ -43,17 +43,23 @@ setup() {
 
 train() { .venv/bin/python ${LAUNCH[@]+"${LAUNCH[@]}"} train_smaller.py --train "$@"; }
 
-# one evaluation, shown as it runs; then a row of the table: what was measured, and the accuracy
+# one evaluation; then a row of the table: what was measured, and the accuracy, or – where there is no such repair
 measure() {
-    local output
-    output=$(.venv/bin/python train_smaller.py "$@") || exit 1
+    local output what accuracy noise status=0
+    output=$(.venv/bin/python train_smaller.py "$@") || status=$?
+    if [ $status = 3 ]; then
+        row "${*: -1}" "–"
+        return
+    fi
+    [ $status = 0 ] || exit 1
     echo "$output" >&2
-    local what accuracy
     what=$(sed -n 's/.* test images: //p' <<<"$output")
-    [[ $* == *--noise* ]] && what="weight noise, $(sed -n 's/^weight noise, \(sigma_val [^ ]*\).*/\1/p' <<<"$output")"
+    noise=$(sed -n 's/^weight noise, \(sigma_val [^ ]*\).*/, noise \1/p' <<<"$output")
     accuracy=$(sed -n '$ s/^Avg. acc.: \(.*\)%$/\1/p' <<<"$output")
-    printf '| %-42s | %9s |\n' "$what" "$accuracy"
+    row "$what$noise" "$accuracy"
 }
+
+row() { printf '| %-44s | %9s |\n' "$@"; }
 
 dataset=${1:-cifar10}
 [ $# -gt 0 ] && shift
@@ -65,6 +71,12 @@ test)
     ;;
 *) fail "'$dataset' is unknown: demo, cifar10, cifar100, tiny_imagenet or test" ;;
 esac
+for word in "$@"; do
+    case ${word%%=*} in
+    --train | --dataset) fail "$word is up to run.sh: TRAIN at its top, and the data set as its first word" ;;
+    --sess | --seed | --wsconv | --no-wsconv) fail "$word names the checkpoint: edit SESS, SEED or WSCONV at the top of run.sh" ;;
+    esac
+done
 setup
 
 LAUNCH=()
@@ -83,9 +95,9 @@ for sess in ${SESS:-${dataset}_smaller$suffix}; do
             rows+=$(measure "${options[@]}" "$@" --mem_fault "$fault")$'\n'
         done
         for noise in $NOISE; do
-            rows+=$(measure "${options[@]}" "$@" --mem_fault baseline --noise "$noise")$'\n'
+            rows+=$(measure "${options[@]}" "$@" --noise "$noise" --mem_fault baseline)$'\n'
         done
-        tables+=$(printf '\n| %-42s | %9s |\n|%s|%s:|' "${sess}_$seed" "acc. (%)" "$(printf -- '-%.0s' {1..44})" "$(printf -- '-%.0s' {1..10})")$'\n'$rows
+        tables+=$'\n'$(row "${sess}_$seed" "acc. (%)")$'\n'"|$(printf -- '-%.0s' {1..46})|$(printf -- '-%.0s' {1..10}):|"$'\n'$rows
     done
 done
 echo "$tables"

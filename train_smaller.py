@@ -85,7 +85,7 @@ def parse():
     parser.add_argument("--dataset", choices=DATASETS, help=f"default {DATASET}, or the checkpoint's")
     parser.add_argument("--data", default=DATA, help="folder in which all data sets lie, default %(default)s")
     parser.add_argument("--sess", default=SESS, help="checkpoint name, default <dataset>_smaller[_wsconv]")
-    parser.add_argument("--seed", type=within(int, 0), default=SEED, help="of everything random, default %(default)s")
+    parser.add_argument("--seed", type=within(int, 0, 2**62), default=SEED, help="of everything random, default %(default)s")
     parser.add_argument(
         "--wsconv", action=BooleanOptionalAction, help=f"weight standardisation, default {WSCONV}, or the checkpoint's"
     )
@@ -167,6 +167,8 @@ class Processes:
         local = int(os.environ.get("LOCAL_RANK", 0))
         self.device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
         if self.device.type == "cuda":
+            if local >= torch.cuda.device_count():
+                raise UserError(f"{local + 1} processes want a GPU each, and {torch.cuda.device_count()} are there")
             torch.cuda.set_device(self.device)
         if self.number > 1:
             dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
@@ -230,9 +232,8 @@ def make_optimizer(net, options):
     lr = options["lr"] * options["processes"]
     if options["optimizer"] == "sgd":
         return torch.optim.SGD(net.parameters(), lr, momentum=MOMENTUM, weight_decay=options["decay"])
-    return torch.optim.Adam(
-        net.parameters(), lr, BETAS, weight_decay=options["decay"], amsgrad=options["amsgrad"], fused=True
-    )
+    decay, amsgrad = options["decay"], options["amsgrad"]
+    return torch.optim.Adam(net.parameters(), lr, BETAS, weight_decay=decay, amsgrad=amsgrad, fused=True)
 
 
 def bf16_is_fast(device):
@@ -240,7 +241,7 @@ def bf16_is_fast(device):
     return torch.cuda.is_bf16_supported(False) if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
 
 
-def compiled(net, batch_size, size, device, autocast, layout):
+def compiled(net, batch_size, size, device, autocast, layout, say=print):
     """torch.compile(net), tried on a batch that leaves no trace; `net` itself where that cannot run."""
     fast = torch.compile(net)
     before = copy.deepcopy(net.state_dict())
@@ -250,7 +251,7 @@ def compiled(net, batch_size, size, device, autocast, layout):
             fast(images).sum().backward()
     except Exception as error:  # no C++ compiler, an unsupported system, a fault of the compiler
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        print(f"torch.compile cannot run here, so training goes on without it ({reason})", flush=True)
+        say(f"torch.compile cannot run here, so training goes on without it ({reason})")
         fast = net
     net.load_state_dict(before)
     net.zero_grad()
@@ -287,8 +288,16 @@ def make_batches(args, options, processes):
         images, labels = load(name, args.data, True, args.workers)
         test_images, test_labels = load(name, args.data, False, args.workers)
     batches = TrainBatches(
-        *(images, labels, options["batch_size"], DATASETS[name].padding, fault, seed, device),
-        *(options["duplicate"], processes.rank, processes.number),
+        images,
+        labels,
+        batch_size=options["batch_size"],
+        padding=DATASETS[name].padding,
+        fault=fault,
+        seed=seed,
+        device=device,
+        duplicate=options["duplicate"],
+        rank=processes.rank,
+        world=processes.number,
     )
     test_images = with_fault(test_images, fault, seed)
     return batches, EvalBatches(processes.share(test_images), processes.share(test_labels), device)
@@ -315,6 +324,7 @@ def train(args, processes):
     net.to(device, memory_format=layout)
     optimizer = make_optimizer(net, options)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, len(batches), options))
+    compute_loss = LOSSES[options["loss"]]
     log, epoch = [], 0
     if saved:
         optimizer.load_state_dict(saved["optimizer"])
@@ -332,17 +342,19 @@ def train(args, processes):
     )
     model = net
     if args.compile:
-        model = compiled(net, options["batch_size"], batches.size, device, autocast, layout)
+        model = compiled(net, options["batch_size"], batches.size, device, autocast, layout, processes.print)
     if processes.number > 1:
         model = nn.parallel.DistributedDataParallel(model)
 
+    if processes.rank == 0 and not saved:
+        checkpoints.keep_old(path)
     began, passes = time.monotonic(), 0
     try:
         while epoch < epochs:
             start = time.monotonic()
             steps = processes.bar(batches.epoch(epoch), f"epoch {epoch + options['duplicate']}", len(batches))
             sums, loss_sum, lr = train_pass(
-                *(model, steps, options["batch_size"], LOSSES[options["loss"]]), optimizer, scheduler, autocast, layout
+                model, steps, options["batch_size"], compute_loss, optimizer, scheduler, autocast, layout
             )
             trained = to_score(processes.sum(sums))
             loss = processes.sum(loss_sum).item() / trained.n
@@ -350,10 +362,10 @@ def train(args, processes):
 
             processes.same_buffers(net)
             tested = processes.total(evaluate(net, processes.bar(test_batches, "testing", len(test_batches))))
-            epoch, passes = epoch + options["duplicate"], passes + 1
+            passes += 1
             log.append(
                 {
-                    "epoch": epoch,
+                    "epoch": epoch + options["duplicate"],
                     "loss": loss,
                     "train_top1": trained.top1,
                     "train_top5": trained.top5,
@@ -366,12 +378,10 @@ def train(args, processes):
                 }
             )
             if processes.rank == 0:
-                if len(log) == 1:
-                    checkpoints.keep_old(path)
                 state = {
                     "net": net.state_dict(),
                     "acc": tested.top1,
-                    "epoch": epoch,
+                    "epoch": log[-1]["epoch"],
                     "rng_state": torch.get_rng_state(),
                     "cuda_rng_state": torch.cuda.get_rng_state() if device.type == "cuda" else None,
                     "options": options,
@@ -380,6 +390,7 @@ def train(args, processes):
                     "log": log,
                 }
                 checkpoints.save(path, state)
+            epoch = log[-1]["epoch"]
             left = (time.monotonic() - began) / passes * (epochs - epoch) / options["duplicate"]
             processes.print(
                 f"epoch {epoch}/{epochs}  loss {loss:.4f}  "
@@ -404,7 +415,7 @@ def test(args, processes):
         images, labels = load(name, args.data, False, args.workers)
     faulty = with_fault(images, fault, args.seed)
     batches = EvalBatches(processes.share(faulty), processes.share(labels), processes.device)
-    net.to(processes.device, memory_format=torch.channels_last)
+    net.to(processes.device, memory_format=torch.channels_last if args.channels_last else torch.contiguous_format)
     processes.print(f"{path} (epoch {state['epoch']}), {DATASETS[name].title}, {len(labels)} test images: {fault}")
 
     scores, flips = [], []

@@ -12,6 +12,7 @@ finished by the next. Any Python will do, no packages are needed.
 import os
 import shutil
 import zipfile
+import zlib
 from pathlib import Path
 
 from cli import Parser, UserError, run
@@ -28,12 +29,12 @@ def unzip(archive, folder):
         with zipfile.ZipFile(archive) as file:
             print(f"unzipping {archive}, {len(file.namelist())} files …", flush=True)
             file.extractall(partial)  # keeps to `partial`, whatever the members' names
-    except (zipfile.BadZipFile, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise UserError(f"{archive} is truncated or no zip file ({error}): download {URL} again") from None
     if not (partial / "tiny-imagenet-200").is_dir():
         raise UserError(f"{archive} holds no folder tiny-imagenet-200: download {URL} again")
     (partial / "tiny-imagenet-200").rename(folder)
-    partial.rmdir()
+    shutil.rmtree(partial)
 
 
 def read_annotations(path):

@@ -1,7 +1,11 @@
+import os
 import sys
 from pathlib import Path
 
 import pytest
+
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # equal to the bit is promised for the CPU
+
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -1,5 +1,7 @@
 """The nets against Brevitas' own CNV, against NumPy, and against formulas written out."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -9,9 +11,8 @@ from brevitas_examples.bnn_pynq.models.losses import SqrHingeLoss
 from brevitas_examples.bnn_pynq.models.tensor_norm import TensorNorm as BrevitasTensorNorm
 
 from models import CNV, TOPOLOGIES, Topology, squared_hinge
-from models.quant import TensorNorm
+from models.quant import BinaryWeight, TensorNorm
 from models.wsconv import WSConv2d, WSLinear, standardize
-from models.quant import BinaryWeight
 
 BREVITAS = Topology(
     size=32,
@@ -144,7 +145,10 @@ def test_standardize_is_the_formula():
     np.testing.assert_allclose(standardize(weight).numpy(), expected, atol=1e-7)
 
 
-@pytest.mark.parametrize("compiled", (False, True))
+@pytest.mark.parametrize(
+    "compiled",
+    (False, pytest.param(True, marks=pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler"))),
+)
 def test_standardised_layers(compiled):
     for layer, shape in (
         (WSConv2d(4, 8, 3, padding=1, bias=False, weight_quant=BinaryWeight), (2, 4, 6, 6)),

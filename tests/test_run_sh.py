@@ -28,6 +28,37 @@ def call(project, *words):
     return result.returncode, result.stdout, result.stderr
 
 
+STUB = """#!/bin/sh
+# stands in for Python: makes an environment of stubs, and notes what is installed
+echo "$*" >> "{log}"
+case "$*" in
+*"-m venv"*) mkdir -p .venv/bin && cp "$0" .venv/bin/python ;;
+esac
+"""
+
+
+def test_environment_is_made_once_and_again_when_the_requirements_change(project, tmp_path, monkeypatch):
+    shutil.rmtree(project / ".venv")
+    log = tmp_path / "log"
+    stub = tmp_path / "bin" / "python3.12"
+    stub.parent.mkdir()
+    stub.write_text(STUB.format(log=log))
+    stub.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{stub.parent}:/usr/bin:/bin")
+
+    def installs():
+        code, _, err = call(project, "test")
+        assert code == 0, err
+        lines = log.read_text().splitlines()
+        log.unlink()
+        assert lines[-1] == "-m pytest tests"
+        return sum("pip install" in line and "-r requirements.txt" in line for line in lines)
+
+    assert [installs(), installs()] == [1, 0]
+    edit(project, "requirements.txt", "tqdm", "# the bar\ntqdm")
+    assert [installs(), installs()] == [1, 0]
+
+
 def edit(project, file, old, new):
     text = (project / file).read_text()
     assert old in text
@@ -42,7 +73,7 @@ def test_demo_from_training_to_the_table(project):
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in out.splitlines() if line.startswith("|")]
     assert [row[0] for row in rows] == [
         "demo_smaller_11111",
-        "-" * 44,
+        "-" * 46,
         "baseline, no fault",
         "faulty, bit 6 random",
         "repaired_n, bit 6 copied from bit 5",
@@ -55,12 +86,14 @@ def test_demo_from_training_to_the_table(project):
     edit(project, "run.sh", "TRAIN=1 ", "TRAIN=0 ")
     edit(project, "run.sh", 'NOISE="" ', 'NOISE="0.1"')
     edit(project, "run.sh", 'FAULTS="baseline faulty repaired_n repaired_s"', 'FAULTS="repaired_n"')
-    edit(project, "CIFARDataset.py", "FAULTY_BIT = 6", "FAULTY_BIT = 3")
-    code, out, err = call(project, "demo", "--neighbor_offset", "3")
+    edit(project, "run.sh", 'FAULTS="repaired_n"', 'FAULTS="repaired_n repaired_s"')
+    edit(project, "CIFARDataset.py", "FAULTY_BIT = 6", "FAULTY_BIT = 7")
+    code, out, err = call(project, "demo", "--neighbor_offset", "-3")
     assert code == 0, err
     assert "epoch" not in out and checkpoint.read_bytes() == saved
-    assert re.search(r"^\| repaired_n, bit 3 copied from bit 6 +\| +\d+\.\d{3} \|$", out, re.M)
-    assert re.search(r"^\| weight noise, sigma_val 0.1 +\| +\d+\.\d{3} \|$", out, re.M)
+    assert re.search(r"^\| repaired_n, bit 7 copied from bit 4 +\| +\d+\.\d{3} \|$", out, re.M)
+    assert re.search(r"^\| repaired_s +\| +– \|$", out, re.M) and "cannot repair bit 7" in err
+    assert re.search(r"^\| baseline, no fault, noise sigma_val 0.1 +\| +\d+\.\d{3} \|$", out, re.M)
 
 
 @pytest.mark.parametrize(
@@ -69,6 +102,7 @@ def test_demo_from_training_to_the_table(project):
         (("mnist",), "error: 'mnist' is unknown: demo, cifar10, cifar100, tiny_imagenet or test"),
         (("tiny_imagenet",), "python trans.py says where to get Tiny-ImageNet"),
         (("demo", "--epochs", "-1"), "error: argument --epochs: -1 is out of range: at least 1"),
+        (("demo", "--sess=x"), "error: --sess=x names the checkpoint"),
     ],
 )
 def test_bad_input_ends_the_chain_with_one_line(project, words, complaint):

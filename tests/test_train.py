@@ -43,15 +43,17 @@ def succeed(monkeypatch, capsys):
 
 
 @pytest.fixture
-def complain(monkeypatch):
+def complain(monkeypatch, capsys):
     """Runs the script on bad input; returns the one line that it ends with."""
 
     def call(*words):
         monkeypatch.setattr(sys, "argv", ["train_smaller.py", *words])
+        capsys.readouterr()
         with pytest.raises(SystemExit) as exit:
             train_smaller.run(train_smaller.main)
-        assert exit.value.code.startswith("error: ") and "\n" not in exit.value.code
-        return exit.value.code
+        lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("warning: ")]
+        assert exit.value.code in (1, 3) and len(lines) == 1 and lines[0].startswith("error: ")
+        return lines[0]
 
     return call
 
@@ -88,7 +90,7 @@ def timeless(path):
 
 
 def test_interrupted_and_resumed_equals_uninterrupted(root, data, succeed):
-    options = [*TRAIN, "--mem_fault", "faulty", "--wsconv", "--sess", "cifar10_smaller"]
+    options = [*TRAIN, "--compile", "--mem_fault", "faulty", "--wsconv", "--sess", "cifar10_smaller"]
     lines = succeed(*options)
     assert [line.split("  ")[0] for line in lines[-3:]] == ["epoch 1/3", "epoch 2/3", "epoch 3/3"]
     whole = CHECKPOINT.rename("whole.pth")
@@ -157,15 +159,50 @@ def test_faults_in_evaluation(data, succeed):
     assert float(noisy[-1].removeprefix("Avg. acc.: ").removesuffix("%")) >= 0
 
 
+SPY = """
+import os, torch, train_smaller
+make_optimizer = train_smaller.make_optimizer
+def spy(net, options):
+    spy.net = net
+    return make_optimizer(net, options)
+train_smaller.make_optimizer = spy
+train_smaller.main()
+torch.save(dict(spy.net.named_parameters()), f"parameters_{os.environ['RANK']}.pth")
+"""
+
+
+def test_noise_with_weight_standardisation(data, succeed):
+    succeed(*TRAIN, "--epochs", "1", "--wsconv")
+    path = Path("checkpoint/ckpt.t7.cifar10_smaller_wsconv_11111.pth")
+    state = torch.load(path, weights_only=True)["net"]
+    flipped = total = 0
+    for trial in range(10):
+        generator = torch.Generator().manual_seed(11111 + trial)
+        for key, weight in state.items():
+            if weight.ndim > 1:
+                noisy = weight + torch.randn(weight.shape, generator=generator) * 0.2**2
+                mean, noisy_mean = (weight.mean(), noisy.mean()) if weight.ndim == 4 else (0, 0)
+                flipped += ((weight >= mean) != (noisy >= noisy_mean)).sum().item()
+                total += weight.numel()
+    line = succeed("--data", ".", "--wsconv", "--noise", "0.2")[-3]
+    assert f"{100 * flipped / total:.2f} % of weight signs flipped" in line
+
+
 def test_two_processes(root, data, succeed, complain):
     launch = ("-m", "torch.distributed.run", "--nproc_per_node=2")
-    process = start(root, *TRAIN, launch=launch)
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
+    Path("spy.py").write_text(SPY)
+    words = [sys.executable, *launch, "spy.py", *TRAIN]
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    process = subprocess.run(words, capture_output=True, text=True, timeout=120, env=environment)
+    out = process.stdout
+    assert process.returncode == 0, process.stderr
     epochs = [line.split("  ")[0] for line in out.splitlines() if line.startswith("epoch")]
     assert epochs == ["epoch 1/3", "epoch 2/3", "epoch 3/3"]
     state = torch.load(CHECKPOINT, weights_only=True)
     assert not any(key.startswith("module.") for key in state["net"])
+    for rank in (0, 1):  # gradients were averaged: both have stepped alike, away from where they began
+        parameters = torch.load(f"parameters_{rank}.pth")
+        assert all(torch.equal(value, state["net"][key]) for key, value in parameters.items())
     assert succeed("--data", ".")[-1] == f"Avg. acc.: {state['acc']:.3f}%"
     assert "processes 2, not 1" in complain(*TRAIN, "--resume")
 
@@ -191,6 +228,17 @@ def test_an_older_checkpoint_is_kept(data, succeed):
     before = CHECKPOINT.read_bytes()
     succeed(*TRAIN, "--epochs", "1", "--seed", "11111", "--lr", "0.02")
     assert Path(f"{CHECKPOINT}.old").read_bytes() == before != CHECKPOINT.read_bytes()
+
+
+def test_an_originals_name_says_what_it_is(data):
+    for sess, dataset, wsconv in [("cifar100_smaller", "cifar100", False), ("cifar10_smaller_wsconv", "cifar10", True)]:
+        net = checkpoints.build_net(dataset, wsconv)
+        path = checkpoints.path_of(sess, 1)
+        path.parent.mkdir(exist_ok=True)
+        torch.save({"net": net.state_dict(), "acc": 1.0, "epoch": 1}, path)
+        name, loaded, _ = checkpoints.load_net(path)
+        assert name == dataset and not loaded.training
+        assert any("WS" in type(layer).__name__ for layer in loaded.binary_layers()) == wsconv
 
 
 @pytest.mark.parametrize(

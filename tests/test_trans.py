@@ -86,11 +86,27 @@ def test_interrupted_half_way(folder, monkeypatch, capsys):
 def test_unzips(folder, root):
     shutil.make_archive(str(folder), "zip", folder.parent, folder.name)
     shutil.rmtree(folder)
+    (folder.parent / "tiny-imagenet-200.partial" / "tiny-imagenet-200").mkdir(parents=True)  # an unzipping cut short
     code, out, err = call(root, folder)
     assert (code, err) == (0, "")
     assert "unzipping" in out and "7 images in 3 class folders" in out
     assert files(folder) == expected()
     assert sorted(path.name for path in folder.parent.iterdir()) == ["tiny-imagenet-200", "tiny-imagenet-200.zip"]
+
+
+def test_damaged_zip(folder, monkeypatch):
+    shutil.make_archive(str(folder), "zip", folder.parent, folder.name)
+    shutil.rmtree(folder)
+    archive = folder.with_name("tiny-imagenet-200.zip")
+    whole = archive.read_bytes()
+    monkeypatch.setattr(sys, "argv", ["trans.py", str(folder)])
+    for place in range(0, len(whole), 37):
+        archive.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
+        try:
+            trans.main()
+        except UserError:
+            continue
+        shutil.rmtree(folder)  # a byte that does not matter
 
 
 @pytest.mark.parametrize("content", (b"", b"PK\x03\x04 cut off"))
