@@ -19,11 +19,11 @@ SEED = 0
 BATCHES = {**{f"data_batch_{i}": 1000 for i in range(1, 6)}, "test_batch": 1000}  # images in each file
 RADIUS = (7.0, 11.0)  # of a shape, pixels
 # grey levels of 255
-CONTRAST = (25, 70)  # between shape and ground, either of them the lighter one
-LEVEL = 18  # the level half-way between them lies within 128 ± this
+CONTRAST = (20, 60)  # between shape and ground, either of them the lighter one
+LEVEL = 22  # the level half-way between them lies within 128 ± this
 TINT = 12  # and within ± this of it in each channel
 SLOPE = 1.0  # of the shading, per pixel, at most
-NOISE = 18  # standard deviation
+NOISE = 6  # standard deviation
 
 # u, v: offsets from the shape's centre in units of its radius, v downwards -> is the pixel inside?
 SHAPES = {

@@ -52,7 +52,7 @@ RECIPES = {
         "init": 0.05,
         "schedule": "cosine",
         "batch_size": {"cifar10": 256, "cifar100": 256, "tiny_imagenet": 256, "demo": 64},
-        "epochs": {"cifar10": 30, "cifar100": 30, "tiny_imagenet": 30, "demo": 5},
+        "epochs": {"cifar10": 30, "cifar100": 30, "tiny_imagenet": 30, "demo": 6},
         "duplicate": 1,
     },
     "reference": {
