@@ -23,7 +23,7 @@ CONTRAST = (20, 60)  # between shape and ground, either of them the lighter one
 LEVEL = 22  # the level half-way between them lies within 128 ± this
 TINT = 12  # and within ± this of it in each channel
 SLOPE = 1.0  # of the shading, per pixel, at most
-NOISE = 6  # standard deviation
+NOISE = 6  # standard deviation; much more teaches the net to see through a random bit
 
 # u, v: offsets from the shape's centre in units of its radius, v downwards -> is the pixel inside?
 SHAPES = {
