@@ -167,8 +167,9 @@ class Processes:
         local = int(os.environ.get("LOCAL_RANK", 0))
         self.device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
         if self.device.type == "cuda":
-            if local >= torch.cuda.device_count():
-                raise UserError(f"{local + 1} processes want a GPU each, and {torch.cuda.device_count()} are there")
+            wanted, there = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
+            if wanted > there:  # asked by every process, as only the first one speaks
+                raise UserError(f"{wanted} processes want a GPU each, and {there} are there")
             torch.cuda.set_device(self.device)
         if self.number > 1:
             dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")

@@ -6,7 +6,8 @@
 
 usual: torchvision's CIFAR10 and transforms in a DataLoader, Brevitas' layers, float32, eager.
 ours: train_smaller.py's batches and step. Both on the same images, net, batch size and optimiser, in turn, so
-that both see the same noise of the machine (meant for CPUs: a GPU would want more steps in a round). The ratio is taken round by round; its median is what to quote.
+that both see the same noise of the machine (meant for CPUs: a GPU would want more steps in a round). The ratio
+is taken round by round; its median is what to quote.
 """
 
 import statistics
@@ -74,7 +75,7 @@ def our_steps(args, device):
     fault = Fault.of("baseline", 0, 0)
     batches = TrainBatches(images, labels, BATCH_SIZE, padding=4, fault=fault, seed=0, device=device)
     net = CNV(TOPOLOGIES["cifar_smaller"], 10).to(device, memory_format=torch.channels_last)
-    options = {**train_smaller.RECIPES["modern"], "decay": 0.0, "processes": 1}
+    options = {**train_smaller.RECIPES["modern"], "decay": train_smaller.DECAY, "processes": 1}
     optimizer = train_smaller.make_optimizer(net, options)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=train_smaller.bf16_is_fast(device))
