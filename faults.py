@@ -1,10 +1,11 @@
-"""Memory faults and their repairs: broken bits of 8-bit images, noise on latent weights.
+"""Memory faults and their repairs: broken bits of 8-bit images, noise on latent weights, flipped binary weights.
 
 Faults and repairs of images are pure functions of uint8 tensors of any shape, usually N×3×H×W; bit 0 is the
 LSB, bit 7 the MSB. A repair sees the faulty images only, never the clean ones. To add one, write a function
 (images, bit, neighbor_offset) -> images and name it in REPAIRS: `--mem_fault NAME` then knows it.
 """
 
+import functools
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -108,13 +109,24 @@ def image_bits(seed, indices, shape):
     return torch.from_numpy(np.unpackbits(packed, axis=1, count=values)).view(-1, *shape)
 
 
+def image_breaks(seed, indices, shape, rate):
+    """Which values of some images have the broken bit, each with probability `rate`: bool, len(indices)×shape.
+
+    As in image_bits those of image i depend on (seed, i) alone, in a stream of their own. What is broken at a
+    rate is broken at every higher one.
+    """
+    streams = [np.random.default_rng([seed, int(i), 1]).random(int(np.prod(shape)), np.float32) for i in indices]
+    return torch.from_numpy(np.stack([stream < rate for stream in streams])).view(-1, *shape)
+
+
 @contextmanager
-def weight_noise(net, sigma_val, seed):
+def weight_noise(net, sigma_val, seed, relative=False):
     """Inside the `with`, Gaussian noise of standard deviation sigma_val² lies on all latent weights of the net.
 
-    The noise is absolute, as the original's (sigma_val 0.8: standard deviation 0.64), and comes before weight
-    standardisation and binarisation. Yields the share of binary weights, 0 to 1, whose sign it flips. The
-    weights are restored exactly afterwards, after an exception too. net: a CNV in evaluation mode.
+    The noise is absolute, as the original's (sigma_val 0.8: standard deviation 0.64), or with `relative` in
+    units of each layer's root mean square weight. It comes before weight standardisation and binarisation.
+    Yields the share of binary weights, 0 to 1, whose sign it flips. The weights are restored exactly
+    afterwards, after an exception too. net: a CNV in evaluation mode.
     """
     layers = net.binary_layers()
     generator = torch.Generator().manual_seed(seed)
@@ -124,11 +136,40 @@ def weight_noise(net, sigma_val, seed):
         with torch.no_grad():
             for layer in layers:
                 before = torch.signbit(layer.quant_weight().value)
+                unit = layer.weight.square().mean().sqrt() if relative else 1.0
                 noise = torch.randn(layer.weight.shape, generator=generator) * sigma_val**2
-                layer.weight += noise.to(layer.weight.device)
+                layer.weight += noise.to(layer.weight.device) * unit
                 flipped += (torch.signbit(layer.quant_weight().value) != before).sum().item()
         yield flipped / sum(weight.numel() for weight in latent)
     finally:
         with torch.no_grad():
             for layer, weight in zip(layers, latent):
                 layer.weight.copy_(weight)
+
+
+@contextmanager
+def weight_flips(net, probability, seed):
+    """Inside the `with`, each binary weight of the net has the other sign with `probability`, independently.
+
+    It is the binary weight that flips, after weight standardisation; latent weights stay as they are. What is
+    flipped at a probability is flipped at every higher one with the same seed. Yields the share of weights
+    flipped, 0 to 1. net: a CNV in evaluation mode.
+    """
+    layers = net.binary_layers()
+    generator = torch.Generator().manual_seed(seed)
+    flipped = 0
+    try:
+        for layer in layers:
+            weight = layer.quant_weight()
+            flips = torch.rand(layer.weight.shape, generator=generator) < probability
+            flipped += flips.sum().item()
+            value = torch.where(flips.to(layer.weight.device), -weight.value, weight.value)
+            layer.quant_weight = functools.partial(_given, weight.set(value=value))  # hides the layer's method
+        yield flipped / sum(layer.weight.numel() for layer in layers)
+    finally:
+        for layer in layers:
+            layer.__dict__.pop("quant_weight", None)
+
+
+def _given(weight, *args, **kwargs):
+    return weight

@@ -14,13 +14,11 @@ import os
 import statistics
 import time
 from argparse import BooleanOptionalAction
-from contextlib import contextmanager
+from contextlib import nullcontext
 from datetime import timedelta
 
 import torch
-import torch.distributed as dist
 from torch import nn
-from tqdm import tqdm
 
 import checkpoints
 import CIFARDataset
@@ -29,6 +27,8 @@ from evaluate import evaluate, score, to_score
 from faults import MEM_FAULTS, Fault, weight_noise
 from loader import DATASETS, EvalBatches, TrainBatches, load, with_fault
 from models import LOSSES
+from models.folded import Folded
+from processes import Processes
 
 # what
 DATASET = "cifar10"  # a row of loader.DATASETS
@@ -123,6 +123,9 @@ def parse():
         "--bf16", action=BooleanOptionalAction, default=None, help="train in bfloat16, default where it is fast"
     )
     group.add_argument("--channels_last", action=BooleanOptionalAction, default=True)
+    group.add_argument(
+        "--fold", action=BooleanOptionalAction, default=True, help="evaluate the folded net (models/folded.py), not Brevitas' own"
+    )
     return parser.parse_args()
 
 
@@ -157,62 +160,6 @@ def check_resumable(path, saved, args, processes):
                 f"{path} was trained with {name} {saved[name]}, not {value}: "
                 "leave the option out to continue it, or --resume to train anew"
             )
-
-
-class Processes:
-    """The processes torchrun started, or this one alone: who prints, who has which share, sums over all of them."""
-
-    def __init__(self):
-        self.rank, self.number = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-        local = int(os.environ.get("LOCAL_RANK", 0))
-        self.device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
-        if self.device.type == "cuda":
-            wanted, there = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
-            if wanted > there:  # asked by every process, as only the first one speaks
-                raise UserError(f"{wanted} processes want a GPU each, and {there} are there")
-            torch.cuda.set_device(self.device)
-        if self.number > 1:
-            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
-
-    def print(self, line):
-        if self.rank == 0:
-            print(line, flush=True)
-
-    def bar(self, batches, title, total):
-        """`batches` with a progress bar, on a terminal, of the first process."""
-        return tqdm(batches, title, total, leave=False, disable=None if self.rank == 0 else True)
-
-    def share(self, rows):
-        """Every so-many-th row, so that each row is in the share of one process."""
-        return rows[self.rank :: self.number]
-
-    def sum(self, tensor):
-        if self.number > 1:
-            dist.all_reduce(tensor)
-        return tensor
-
-    def total(self, score):
-        """The sum of all processes' scores."""
-        return to_score(self.sum(torch.tensor(score, dtype=torch.float64, device=self.device)))
-
-    def same_buffers(self, net):
-        """Batch-norm statistics of the first process for all: it is its net that is saved."""
-        if self.number > 1:
-            for buffer in net.buffers():
-                dist.broadcast(buffer, 0)
-
-    @contextmanager
-    def first_alone(self):
-        """The first process goes through the block before the others."""
-        if self.number > 1 and self.rank > 0:
-            dist.barrier()
-        yield
-        if self.number > 1 and self.rank == 0:
-            dist.barrier()
-
-    def close(self):
-        if self.number > 1:
-            dist.destroy_process_group()
 
 
 def learning_rate(step, steps_per_pass, options):
@@ -362,7 +309,8 @@ def train(args, processes):
             rate = trained.n / (time.monotonic() - start)
 
             processes.same_buffers(net)
-            tested = processes.total(evaluate(net, processes.bar(test_batches, "testing", len(test_batches))))
+            tester = Folded(net) if args.fold else net
+            tested = processes.total(evaluate(tester, processes.bar(test_batches, "testing", len(test_batches))))
             passes += 1
             log.append(
                 {
@@ -419,11 +367,14 @@ def test(args, processes):
     net.to(processes.device, memory_format=torch.channels_last if args.channels_last else torch.contiguous_format)
     processes.print(f"{path} (epoch {state['epoch']}), {DATASETS[name].title}, {len(labels)} test images: {fault}")
 
+    tester = Folded(net) if args.fold else net
     scores, flips = [], []
     for trial in range(NOISE_RUNS if args.noise else 1):
-        with weight_noise(net, args.noise, args.seed + trial) as flipped:
+        with weight_noise(net, args.noise, args.seed + trial) if args.noise else nullcontext() as flipped:
+            if args.noise and args.fold:
+                tester.take_weights()
             bar = processes.bar(batches, f"run {trial + 1}" if args.noise else "testing", len(batches))
-            scores.append(processes.total(evaluate(net, bar)))
+            scores.append(processes.total(evaluate(tester, bar)))
             flips.append(flipped)
     accuracies = [score.top1 for score in scores]
     if args.noise:
