@@ -155,23 +155,6 @@ def _summary(runs):
     return Summary(len(runs), n, mean, std, 100 * low, 100 * high, statistics.fmean(row["top5"] for row in runs), flipped)
 
 
-class Table(NamedTuple):
-    title: str
-    corner: str
-    columns: list  # the headings
-    rows: list  # (label, name of a field of Summary, [one Cell or None for each column])
-
-
-LABELS = {
-    "random": "faulty (random)",
-    "stuck_at_0": "faulty (stuck-at-0)",
-    "stuck_at_1": "faulty (stuck-at-1)",
-    "noise": "absolute",
-    "noise_relative": "relative to each layer's RMS weight",
-    "flips": "accuracy (%)",
-}
-
-
 def label(cell):
     """How the row of a table, or the line of a plot, is called that shows this cell."""
     if cell.repair == "repaired_n":
@@ -186,22 +169,24 @@ class Table(NamedTuple):
 
 
 def layout(cells):
-    """The Tables that these cells fill, as the original's are laid out."""
+    """{name: Table} of those tables that these cells fill, laid out as the original's."""
     image = [cell for cell in cells if cell.fault in IMAGE_FAULTS]
-    partial = {cell.bit for cell in image if cell.level < 1}
-    tables = [
-        _table("Broken bit planes", "accuracy (%)", [cell for cell in image if cell.level == 1], label, "bit"),
-        _table(
-            "Share of a bit plane that is broken, reading at random",
-            "accuracy (%)",
-            [cell for cell in image if cell.bit in partial and cell.fault == "random" and not cell.repair],
-            lambda cell: f"bit {cell.bit}",
-            "level",
-        ),
-        _table("Weight noise", "σ_val", [cell for cell in cells if cell.fault.startswith("noise")], label, "level"),
-        _table("Weight bit errors", "probability", [cell for cell in cells if cell.fault == "flips"], label, "level"),
-    ]
-    return [table for table in tables if table.rows]
+    planes = [cell for cell in image if cell.level == 1]
+    shares = {cell.bit for cell in image if cell.level < 1}
+    rates = [cell for cell in image if cell.bit in shares and cell.fault == "random" and not cell.repair]
+    noise = [cell for cell in cells if cell.fault in ("noise", "noise_relative")]
+    flips = [cell for cell in cells if cell.fault == "flips"]
+    found = {
+        "bits": _table("Broken bit planes", "accuracy (%)", planes, label, "bit"),
+        "rates": _table("Share of a plane's bits broken, reading at random", "accuracy (%)", rates, _bit_label, "level"),
+        "noise": _table("Weight noise", "σ_val", noise, label, "level"),
+        "flips": _table("Weight bit errors", "probability", flips, label, "level"),
+    }
+    return {name: table for name, table in found.items() if table.rows}
+
+
+def _bit_label(cell):
+    return f"bit {cell.bit}"
 
 
 def _table(title, corner, cells, row_label, field):
@@ -235,8 +220,8 @@ def _text(summaries, others, field, cell):
     return _accuracy(summaries[cell]) if others is None else f"{others[cell].mean - summaries[cell].mean:+.3f}"
 
 
-def _markdown(tables, summaries, others=None):
-    for table in tables:
+def _markdown(summaries, others=None):
+    for table in layout(summaries).values():
         yield f"### {table.title}\n"
         yield "| " + " | ".join(table.headings) + " |"
         yield "|---" + "|--:" * (len(table.headings) - 1) + "|"
@@ -251,21 +236,20 @@ def markdown(name, rows, others):
     rows: its rows; others: {name: rows}.
     """
     summaries = summarize(rows)
-    tables = layout(summaries)
     n = rows[0]["n"]
     lines = [
         f"# {name}\n",
         f"{DATASETS[rows[0]['dataset']].title}, {n} test images, checkpoint {rows[0]['checkpoint']}. Top-1 accuracy in %: mean",
         "± sample standard deviation over the runs (none where nothing is random and there is one run), and in brackets",
         "the 95 % Wilson score interval for that many images, which more runs on the same images do not narrow.\n",
-        *_markdown(tables, summaries),
+        *_markdown(summaries),
     ]
     for other, other_rows in others.items():
-        lines += [f"## {other} minus {name}\n", *_markdown(tables, summaries, summarize(other_rows))]
+        lines += [f"## {other} minus {name}\n", *_markdown(summaries, summarize(other_rows))]
     return "\n".join(lines)
 
 
-def summary(name, rows):
+def summary(rows):
     """summary.json of a session."""
     head = {key: rows[0][key] for key in ("dataset", "sess", "seed", "checkpoint", "n")}
     cells = []
