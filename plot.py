@@ -31,7 +31,7 @@ RESULTS = "results"
 PICTURES = 3  # test images in images.png
 DPI = 200  # of the PNGs
 # lines differ in marker and dash, and their colours in lightness, so that they can be told apart in grey
-COLORS = ["#000000", "#c8501e", "#2a6fb0", "#e3a418", "#1b7f5c", "#9a4fa8", "#7a7a7a", "#8c1d2f", "#58b4e0", "#b0a070"]
+COLORS = ["#000000", "#c8501e", "#2a6fb0", "#e3a418", "#1b7f5c", "#9a4fa8", "#7a7a7a", "#8c1d2f", "#58b4e0", "#b0a070", "#d95f9d"]
 MARKERS = ["o", "s", "^", "v", "D", "P", "X", "<", ">", "*", "h"]
 DASHES = ["-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1))]
 STYLE = {
@@ -141,7 +141,7 @@ def draw_images(images, seed, neighbor_offset):
         grid[0][column].set_title(title)
     for first in range(0, len(grid), len(faults)):
         image = images[first // len(faults)]
-        grid[first][0].imshow(image.permute(1, 2, 0))
+        grid[first][0].imshow(image.permute(1, 2, 0).numpy())
     for i, name in enumerate(faults):
         for column, bit in enumerate(bits, 1):
             try:
@@ -149,7 +149,7 @@ def draw_images(images, seed, neighbor_offset):
             except ImpossibleRepair:
                 continue
             for row, image in enumerate(shown):
-                grid[row * len(faults) + i][column].imshow(image.permute(1, 2, 0))
+                grid[row * len(faults) + i][column].imshow(image.permute(1, 2, 0).numpy())
     for row, axes in enumerate(grid[:, 0]):
         axes.text(-0.1, 0.5, faults[row % len(faults)], rotation=90, va="center", ha="right", transform=axes.transAxes)
     return figure

@@ -45,21 +45,25 @@ RUNS = 10  # of everything random; run r draws with seed + r
 WORKERS = os.cpu_count()  # threads that decode Tiny-ImageNet, the first time
 
 
+def listed(values):
+    return " ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values)
+
+
 def parse():
     parser = Parser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--sess", nargs="+", default=SESS, help="checkpoint names, default %(default)s")
-    parser.add_argument("--seed", nargs="+", type=within(int, 0, 2**62), default=SEED, help="theirs, default %(default)s")
+    parser.add_argument("--sess", nargs="+", default=SESS, help=f"checkpoint names, default {listed(SESS)}")
+    parser.add_argument("--seed", nargs="+", type=within(int, 0, 2**62), default=SEED, help=f"theirs, default {listed(SEED)}")
     parser.add_argument("--data", default=DATA, help="folder in which all data sets lie, default %(default)s")
     parser.add_argument("--results", default=RESULTS, help="folder to write into, default %(default)s")
 
     bit, share = within(int, 0, MSB), within(float, 0, 1)
-    group = parser.add_argument_group("what to measure (an option without values: nothing of that kind)")
-    group.add_argument("--bits", nargs="*", type=bit, default=BITS, help="broken bits, default %(default)s")
-    group.add_argument("--repair", nargs="*", choices=REPAIRS, default=REPAIR, help="default %(default)s")
-    group.add_argument("--rate", nargs="*", type=share, default=RATE, help="shares of a plane broken, default %(default)s")
-    group.add_argument("--rate_bits", nargs="*", type=bit, default=RATE_BITS, help="of the rates, default %(default)s")
-    group.add_argument("--sigma", nargs="*", type=within(float, 0), default=SIGMA, help="of weight noise, default %(default)s")
-    group.add_argument("--flip", nargs="*", type=share, default=FLIP, help="of weights, default %(default)s")
+    group = parser.add_argument_group("what to measure (an option without a value: nothing of that kind)")
+    group.add_argument("--bits", nargs="*", type=bit, default=BITS, help=f"broken bits, default {listed(BITS)}")
+    group.add_argument("--repair", nargs="*", choices=REPAIRS, default=REPAIR, help=f"default {listed(REPAIR)}")
+    group.add_argument("--rate", nargs="*", type=share, default=RATE, help=f"shares of a plane broken, default {listed(RATE)}")
+    group.add_argument("--rate_bits", nargs="*", type=bit, default=RATE_BITS, help=f"of the rates, default {listed(RATE_BITS)}")
+    group.add_argument("--sigma", nargs="*", type=within(float, 0), default=SIGMA, help=f"of weight noise, default {listed(SIGMA)}")
+    group.add_argument("--flip", nargs="*", type=share, default=FLIP, help=f"of weights, default {listed(FLIP)}")
     group.add_argument("--runs", type=within(int, 1), default=RUNS, help="of everything random, default %(default)s")
 
     group = parser.add_argument_group("machine")

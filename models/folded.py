@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import nn
 
 STEPS = 128  # of the input quantiser between 0 and 1: Q1.7
+CHUNK = 125  # images that the CPU works on at once: their activations stay in its caches
 
 
 class Folded(nn.Module):
@@ -54,12 +55,17 @@ class Folded(nn.Module):
 
     @torch.inference_mode()
     def forward(self, images):
+        chunks = images.split(CHUNK) if self.int8 else (images,)
+        return self.net.linear_features[-1](torch.cat([self._sums(chunk) for chunk in chunks]))
+
+    def _sums(self, images):
+        """What the last layer sums up, before its TensorNorm: float32 N×classes, whole numbers."""
         x = ((2 * images - 1) * STEPS).round_().clamp_(-STEPS, STEPS - 1)  # the input quantiser, in units of 2^-7
         if self.int8:
             x = (x + STEPS).to(torch.uint8)
         for layer in self.layers:
             x = layer(x)
-        return self.net.linear_features[-1](x)
+        return x
 
 
 class _Layer:

@@ -1,0 +1,440 @@
+"""sweep.py, tables.py and plot.py against a slow loop over Brevitas and the data set's items, and by their files."""
+
+import csv
+import json
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from made import write_cifar10
+from matplotlib import image as png
+from matplotlib import pyplot as plt
+
+import checkpoints
+import faults
+import plot
+import sweep
+import tables
+from CIFARDataset import CIFAR10
+from models import TOPOLOGIES, Topology
+from tables import BASELINE, Cell
+
+TINY = Topology(size=32, conv=((8, True), (16, True)), fc=(24,))
+ROWS = 20  # test images
+FEW = "--data . --bits 7 3 --rate 0.01 0.3 1 --rate_bits 6 --sigma 0 0.3 --flip 0.02 --runs 3".split()
+FOLDER = Path("results/cifar10_smaller_11111")
+FILES = ["bits.png", "bits.svg", "flips.png", "flips.svg", "images.png", "images.svg", "noise.png", "noise.svg",
+         "rates.png", "rates.svg", "summary.json", "sweep.csv", "tables.md"]  # fmt: skip
+
+
+def save_net(sess, seed=11111, wsconv=False, dataset="cifar10"):
+    """A checkpoint of a random net, with statistics under which its activations vary."""
+    net = checkpoints.build_net(dataset, wsconv, init=0.3)
+    net.train()
+    with torch.no_grad():
+        for _ in range(20):
+            net(torch.rand(16, 3, 32, 32))
+    state = {"net": net.state_dict(), "acc": 10.0, "epoch": 1, "rng_state": torch.get_rng_state(), "log": [{"epoch": 1}]}
+    checkpoints.save(checkpoints.path_of(sess, seed), {**state, "options": {"dataset": dataset, "wsconv": wsconv}})
+
+
+@pytest.fixture
+def ready(tmp_path, monkeypatch):
+    """Data, and the checkpoints of a small net without and with weight standardisation."""
+    monkeypatch.setitem(TOPOLOGIES, "cifar_smaller", TINY)
+    write_cifar10(tmp_path, rows=ROWS)
+    save_net("cifar10_smaller")
+    save_net("cifar10_smaller_wsconv", wsconv=True)
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Runs a script in this process. Returns its exit status, and what it printed but for the warning about the data."""
+
+    def call(*words, script=sweep):
+        monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *words])
+        capsys.readouterr()
+        status = 0
+        try:
+            script.run(script.main)
+        except SystemExit as exit:
+            status = exit.code
+        out, err = capsys.readouterr()
+        return status, out, "".join(line for line in err.splitlines(True) if not line.startswith("warning: "))
+
+    return call
+
+
+def csv_rows(folder=FOLDER):
+    with open(folder / "sweep.csv") as file:
+        return list(csv.DictReader(file))
+
+
+def contents(folder=FOLDER):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def slow_images(row):
+    """The test images of a row, from the data set's items and bits unpacked in NumPy: float32 N×3×32×32."""
+    seed, bit = int(row["run_seed"]), int(row["bit"] or 0)
+    if row["fault"] in ("none", "noise", "noise_relative", "flips"):
+        return items("baseline", seed)
+    if row["repair"] == "repaired_n":
+        return items("repaired_n", seed, faulty_bit=bit, neighbor_offset=int(row["source"]) - bit)
+    if row["repair"] == "repaired_s":
+        assert row["source"] == "7"
+        return items("repaired_s", seed, faulty_bit=bit)
+    clean = items("baseline", seed)
+    if row["fault"] == "random":
+        broken = items("faulty", seed, faulty_bit=bit)
+        shares = np.stack([np.random.default_rng([seed, i, 1]).random(3072, np.float32) for i in range(ROWS)])
+        return np.where(shares.reshape(clean.shape) < float(row["level"]), broken, clean)
+    bits = np.unpackbits((clean * 255).round().astype(np.uint8)[..., None], axis=-1)
+    bits[..., 7 - bit] = {"stuck_at_0": 0, "stuck_at_1": 1}[row["fault"]]
+    return (np.packbits(bits, axis=-1)[..., 0] / np.float32(255)).astype(np.float32)
+
+
+def items(mem_fault, seed, **options):
+    dataset = CIFAR10(".", mem_fault, train=False, seed=seed, **options)
+    return np.stack([dataset[i][0].numpy() for i in range(len(dataset))])
+
+
+def break_weights(net, row):
+    """Puts the weight fault of a row into the net. Returns the share of flipped signs."""
+    seed, level = int(row["run_seed"]), float(row["level"])
+    draws = torch.Generator().manual_seed(seed)
+    flipped = total = 0
+    for layer in net.binary_layers():
+        latent = layer.weight.data
+        centre = latent.mean() if "wsconv" in row["sess"] and latent.dim() == 4 else 0
+        positive = (latent - centre >= 0).numpy()
+        if row["fault"] == "flips":
+            wrong = (torch.rand(latent.shape, generator=draws) < level).numpy()
+            # latent weights that binarise to the flipped signs, symmetric so that standardising keeps them
+            latent.copy_(torch.from_numpy(np.where(positive ^ wrong, 1.0, -1.0)))
+            assert latent.mean().abs() < 1
+            now = positive ^ wrong
+        else:
+            rms = np.sqrt((latent.double().numpy() ** 2).mean()) if row["fault"] == "noise_relative" else 1
+            latent.add_(torch.randn(latent.shape, generator=draws) * level**2 * np.float32(rms))
+            centre = latent.mean() if "wsconv" in row["sess"] and latent.dim() == 4 else 0
+            now = (latent - centre >= 0).numpy()
+        flipped += (now != positive).sum()
+        total += now.size
+    return flipped / total
+
+
+@pytest.mark.parametrize("sess", ["cifar10_smaller", "cifar10_smaller_wsconv"])
+def test_cells_against_brevitas_and_the_items_of_the_data_set(ready, call, sess):
+    status, _, err = call("--sess", sess, *FEW)
+    assert status == 0, err
+    folder = Path("results") / f"{sess}_11111"
+    labels = torch.tensor(CIFAR10(".", train=False).targets)
+    rows = csv_rows(folder)
+    # a baseline; per bit 3 random, 2 stuck, 6 or 7 copies; 3 rates of bit 6; 2 noises, 1 probability, each 3 runs
+    assert len(rows) == 1 + (3 + 2 + 7) + (3 + 2 + 7) + 3 * 3 + 3 * 3
+    accuracies = set()
+    for row in rows:
+        assert int(row["run_seed"]) == 11111 + int(row["run"])
+        _, net, _ = checkpoints.load_net(checkpoints.path_of(sess, 11111))
+        if row["fault"] in ("noise", "noise_relative", "flips"):
+            assert float(row["flipped"]) == pytest.approx(break_weights(net, row), abs=1e-12)
+        with torch.no_grad():
+            logits = net(torch.from_numpy(slow_images(row)))
+        hits = np.argsort(-logits.numpy(), axis=1, kind="stable") == labels.numpy()[:, None]
+        correct, top5 = hits[:, 0].sum(), hits[:, :5].sum()
+        assert (int(row["n"]), int(row["correct"]), int(row["correct5"])) == (ROWS, correct, top5), row
+        assert float(row["top1"]) == 100 * correct / ROWS and float(row["top5"]) == 100 * top5 / ROWS
+        assert float(row["loss"]) == pytest.approx(F.cross_entropy(logits, labels).item(), abs=2e-6)
+        accuracies.add(correct)
+    assert len(accuracies) > 3  # the faults do something
+
+
+def test_brevitas_own_forward_pass_gives_the_same_rows(ready, call):
+    call(*FEW)
+    folded = (FOLDER / "sweep.csv").read_bytes()
+    shutil.rmtree(FOLDER)
+    call(*FEW, "--no-fold")
+    assert (FOLDER / "sweep.csv").read_bytes() == folded
+
+
+def test_what_must_hold(ready):
+    images = torch.from_numpy(CIFAR10(".", train=False).data).permute(0, 3, 1, 2)
+    for repair, source in (("repaired_n", 5), ("repaired_n", 2), ("repaired_s", 7)):
+        seen = [sweep.faulty_images(Cell(fault, 6, repair, source, 1.0), images, 1) for fault in tables.IMAGE_FAULTS]
+        assert torch.equal(seen[0], seen[1]) and torch.equal(seen[0], seen[2])
+    assert torch.equal(sweep.faulty_images(Cell("random", 6, level=0.0), images, 1), images)
+    plane = sweep.faulty_images(Cell("random", 6, level=1.0), images, 1)
+    one_short = sweep.faulty_images(Cell("random", 6, level=1.0 - 2**-25), images, 1)
+    assert torch.equal(plane, one_short)  # the same bits are read, whatever the rate
+
+    broken = [faults.image_breaks(1, range(ROWS), (3, 32, 32), rate) for rate in (0.1, 0.2)]
+    assert abs(broken[0].float().mean() - 0.1) < 0.005 and not (broken[0] & ~broken[1]).any()
+    assert torch.equal(broken[0][7], faults.image_breaks(1, [7], (3, 32, 32), 0.1)[0])
+
+
+def test_a_cell_is_wanted_once(monkeypatch):
+    def wanted(*words):
+        monkeypatch.setattr(sys, "argv", ["sweep.py", *words])
+        return sweep.wanted_cells(sweep.parse())
+
+    cells = wanted()
+    assert len(cells) == len(set(cells))
+    planes = 8 * (10 + 2) + 8 * 7  # each bit: ten random, two stuck; a copy of each other bit
+    assert len(cells) == 1 + planes + 3 * 5 * 10 + 2 * 5 * 10 + 6 * 10
+    nothing = ["--bits", "--rate", "--sigma", "--flip"]
+    assert wanted(*nothing) == [BASELINE]
+    assert wanted("--bits", "--rate", "0", "--sigma", "0", "--flip", "0") == [BASELINE]
+    only = wanted("--bits", "7", "6", "--repair", "repaired_s", *nothing[1:], "--runs", "1")
+    assert [cell for cell in only if cell.repair] == [Cell("random", 6, "repaired_s", 7, 1.0)]
+
+
+def test_a_repair_of_ones_own(ready, call, monkeypatch):
+    def complement(images, bit, neighbor_offset):
+        return faults.set_bit(images, bit, 1 - faults.get_bit(images, 7))
+
+    monkeypatch.setitem(faults.REPAIRS, "repaired_c", complement)
+    status, _, err = call("--data", ".", "--bits", "6", "--repair", "repaired_c", "--rate", "--sigma", "--flip", "--runs", "1")
+    assert status == 0, err
+    assert [row["repair"] for row in csv_rows() if row["repair"]] == ["repaired_c"]
+    assert "| repaired_c |" in (FOLDER / "tables.md").read_text()
+
+
+class Stopped(Exception):
+    pass
+
+
+def test_interrupted_and_continued_equals_uninterrupted(ready, call, monkeypatch):
+    call(*FEW)
+    whole = contents()
+    assert sorted(whole) == FILES
+    shutil.rmtree(FOLDER)
+
+    measure, count = sweep.measure, 0
+
+    def stop_after_20(*args):
+        nonlocal count
+        count += 1
+        if count > 20:
+            raise KeyboardInterrupt
+        return measure(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sweep, "measure", stop_after_20)
+        status, _, err = call(*FEW)
+    assert status == 130 and "the same command goes on" in err
+    assert len(csv_rows()) == 20
+
+    path = FOLDER / "sweep.csv"
+    path.write_text(path.read_text()[:-9])  # the last row was cut short by a full disk
+    status, out, err = call(*FEW)
+    assert status == 0, err
+    assert "line 21 cut short or damaged" in out and "other 19 rows stay" in out
+    assert re.search(r"^\d+ of 43 ", out, re.M).group().startswith("24 of 43")
+    assert contents() == whole
+
+    status, out, _ = call(*FEW)
+    assert status == 0 and "0 of 43 evaluations to do" in out
+    assert contents() == whole
+
+
+def parse_tables(text):
+    """[title, [cells of a line], …] of every table in a tables.md."""
+    found = []
+    for line in text.splitlines():
+        if line.startswith("### "):
+            found.append([line[4:]])
+        elif line.startswith("|") and not line.startswith("|--"):
+            found[-1].append([cell.strip() for cell in line.strip("|").split("|")])
+    return found
+
+
+def test_tables_parse_back_to_the_figures_of_the_csv(ready, call):
+    call("--sess", "cifar10_smaller", "cifar10_smaller_wsconv", *FEW)
+    rows = csv_rows()
+    other = csv_rows(Path("results/cifar10_smaller_wsconv_11111"))
+    assert {row["checkpoint"] for row in rows}.isdisjoint(row["checkpoint"] for row in other)
+
+    def accuracies(rows, **what):
+        return [100 * int(row["correct"]) / int(row["n"]) for row in rows if all(row[key] == value for key, value in what.items())]
+
+    def check(cell, values):
+        mean, std, low, high = re.fullmatch(r"([\d.]+)(?: ± ([\d.]+))? \[([\d.]+), ([\d.]+)\]", cell).groups()
+        assert float(mean) == pytest.approx(statistics.mean(values), abs=6e-4)
+        assert (std is None) == (len(values) == 1)
+        if std:
+            assert float(std) == pytest.approx(np.std(values, ddof=1), abs=6e-4)
+        # ends of a score interval: shares p for which the measured one lies 1.96 standard errors away
+        for end in (float(low) / 100, float(high) / 100):
+            gap = abs(statistics.mean(values) / 100 - end)
+            assert gap == pytest.approx(1.959964 * np.sqrt(max(0, end * (1 - end)) / ROWS), abs=3e-3)
+
+    text = (FOLDER / "tables.md").read_text()
+    found = parse_tables(text)
+    titles = ["Broken bit planes", "Share of a plane's bits broken, reading at random", "Weight noise", "Weight bit errors"]
+    assert [table[0] for table in found] == titles * 2  # the session's own, then the difference to the other one
+    assert "## cifar10_smaller_wsconv_11111 minus cifar10_smaller_11111" in text
+
+    _, head, *lines = found[0]
+    assert head == ["accuracy (%)", "no fault", "bit 7", "bit 6", "bit 3"]
+    assert [line[0] for line in lines] == [
+        "faulty (random)", "faulty (stuck-at-0)", "faulty (stuck-at-1)",
+        *(f"repaired by bit {bit}" for bit in range(6, -1, -1)), "repaired by MSB (7)",
+    ]  # fmt: skip
+    check(lines[0][1], accuracies(rows, fault="none"))
+    check(lines[0][2], accuracies(rows, fault="random", bit="7", repair="", level="1.0"))
+    check(lines[0][3], accuracies(rows, fault="random", bit="6", repair="", level="1.0"))
+    check(lines[1][4], accuracies(rows, fault="stuck_at_0", bit="3"))
+    check(lines[5][4], accuracies(rows, bit="3", repair="repaired_n", source="4"))
+    check(lines[-1][4], accuracies(rows, bit="3", repair="repaired_s"))
+    assert lines[-1][2] == "–"
+    check(found[1][2][2], accuracies(rows, fault="random", bit="6", level="0.01"))
+    check(found[2][2][2], accuracies(rows, fault="noise", level="0.3"))
+    check(found[2][4][2], accuracies(rows, fault="noise_relative", level="0.3"))
+    shares = [100 * float(row["flipped"]) for row in rows if row["fault"] == "noise_relative"]
+    assert float(found[2][5][2]) == pytest.approx(statistics.mean(shares), abs=6e-4)
+    check(found[3][2][2], accuracies(rows, fault="flips"))
+
+    difference = statistics.mean(accuracies(other, fault="flips")) - statistics.mean(accuracies(rows, fault="flips"))
+    assert float(found[7][2][2]) == pytest.approx(difference, abs=6e-4)
+
+    summary = json.loads((FOLDER / "summary.json").read_text())
+    assert summary["n"] == ROWS and summary["sess"] == "cifar10_smaller"
+    cell = next(cell for cell in summary["cells"] if cell["fault"] == "flips")
+    assert cell["mean"] == pytest.approx(statistics.mean(accuracies(rows, fault="flips"))) and cell["runs"] == 3
+
+
+def test_plots_show_the_csv(ready, call, monkeypatch):
+    figures = {}
+    save = plot.save
+
+    def note(figure, path):
+        figures[path.parent.name, path.name] = [
+            {line.get_label(): line.get_xydata().tolist() for line in axes.lines} for axes in figure.axes
+        ]
+        save(figure, path)
+
+    monkeypatch.setattr(plot, "save", note)
+    both = ["--sess", "cifar10_smaller", "cifar10_smaller_wsconv"]
+    assert call(*both, *FEW)[0] == 0
+    assert not plt.get_fignums()  # all closed
+
+    def mean(rows, **what):
+        found = [row for row in rows if all(row[key] == value for key, value in what.items())]
+        assert found
+        return statistics.mean(100 * int(row["correct"]) / int(row["n"]) for row in found)
+
+    rows = csv_rows()
+    name = "cifar10_smaller_11111"
+    (bits,) = figures[name, "bits"]
+    assert dict(bits["repaired by bit 4"]) == {
+        float(bit): mean(rows, bit=bit, repair="repaired_n", source="4") for bit in ("7", "3")
+    }
+    assert dict(bits["faulty (random)"])[7] == pytest.approx(mean(rows, fault="random", bit="7", repair=""))
+    assert {y for _, y in bits["no fault"]} == {mean(rows, fault="none")}
+    (rates,) = figures[name, "rates"]
+    assert dict(rates["bit 6"])[0.3] == pytest.approx(mean(rows, fault="random", bit="6", level="0.3"))
+    other = csv_rows(Path("results/cifar10_smaller_wsconv_11111"))
+    for panel, fault in zip(figures[name, "noise"], ("noise", "noise_relative")):
+        for sess, its in ((name, rows), ("cifar10_smaller_wsconv_11111", other)):
+            assert panel[sess] == [[0, mean(its, fault="none")], [0.3, pytest.approx(mean(its, fault=fault))]]
+    (flips,) = figures[name, "flips"]
+    assert flips[f"{name}, bit errors"][0][1] == pytest.approx(mean(rows, fault="flips"))
+
+    for path in FOLDER.glob("*.png"):
+        pixels = png.imread(path)
+        assert min(pixels.shape[:2]) > 500 and pixels.std() > 0.02
+    for path in FOLDER.glob("*.svg"):
+        assert path.read_text().rstrip().endswith("</svg>") and path.stat().st_size > 5000
+
+    drawn = contents()
+    for path in [*FOLDER.glob("*.png"), *FOLDER.glob("*.svg")]:
+        path.unlink()
+    status, out, err = call(*both, "--data", ".", script=plot)
+    assert status == 0, err
+    assert contents() == drawn
+    shutil.rmtree("cifar-10-batches-py")
+    status, out, _ = call("--data", ".", script=plot)
+    assert status == 0 and "no picture of test images: " in out
+
+
+def test_the_picture_shows_clean_faulty_and_repaired_images(ready):
+    images = torch.from_numpy(CIFAR10(".", train=False).data).permute(0, 3, 1, 2)[:2]
+    figure = plot.draw_images(images, 5, -1)
+    grid = np.array(figure.axes).reshape(2 * 3, 9)
+    shown = [[axes.images[0].get_array() if axes.images else None for axes in line] for line in grid]
+    assert np.array_equal(shown[3][0], images[1].permute(1, 2, 0))
+    expected = CIFAR10(".", "repaired_s", train=False, faulty_bit=6, seed=5)[1][0]
+    assert np.array_equal(shown[5][2], (expected * 255).round().byte().permute(1, 2, 0))
+    expected = CIFAR10(".", "faulty", train=False, faulty_bit=0, seed=5)[0][0]
+    assert np.array_equal(shown[0][8], (expected * 255).round().byte().permute(1, 2, 0))
+    assert shown[2][1] is None  # the MSB cannot repair itself
+    plt.close(figure)
+
+
+def test_two_processes_write_the_same_files(root, tmp_path, call):
+    write_cifar10(tmp_path, rows=ROWS)
+    save_net("cifar10_smaller")
+    few = "--data . --bits 6 --rate 0.1 --rate_bits 6 --sigma 0.3 --flip 0.1 --runs 2".split()
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", root / "sweep.py"]
+    result = subprocess.run(
+        [sys.executable, *launch, *few], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=280
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("evaluations to do") == 1
+    two = contents()
+    shutil.rmtree(FOLDER)
+    status, _, err = call(*few)
+    assert status == 0, err
+    assert two == contents()
+
+
+@pytest.mark.parametrize(
+    "words,complaint",
+    [
+        (["--sess", "nobody"], "checkpoint/ckpt.t7.nobody_11111.pth is missing"),
+        (["--seed", "5"], "checkpoint/ckpt.t7.cifar10_smaller_5.pth is missing"),
+        (["--bits", "8"], "argument --bits: 8 is out of range"),
+        (["--rate", "2"], "argument --rate: 2 is out of range"),
+        (["--repair", "prayer"], "argument --repair: invalid choice: 'prayer'"),
+        (["--sess", "tiny_imagenet_smaller"], "does not fit the net for Tiny-ImageNet"),
+        (["--results", "taken"], "taken/cifar10_smaller_11111 cannot be written"),
+        (["--data", "nowhere"], "nowhere"),
+    ],
+)
+def test_bad_input_gets_one_line(ready, call, words, complaint):
+    Path("taken").write_text("a file")
+    source = checkpoints.path_of("cifar10_smaller", 11111)
+    state = torch.load(source, weights_only=True)
+    del state["options"]
+    torch.save(state, checkpoints.path_of("tiny_imagenet_smaller", 11111))
+    status, _, err = call("--data", ".", *words) if "--data" not in words else call(*words)
+    assert status == 1
+    assert err.startswith("error: ") and err.count("\n") == 1 and complaint in err
+
+
+def test_rows_of_another_checkpoint_are_not_mixed(ready, call):
+    call("--data", ".", "--bits", "--rate", "--sigma", "--flip")
+    before = contents()
+    save_net("cifar10_smaller")
+    status, _, err = call(*FEW)
+    assert status == 1 and err.count("\n") == 1
+    assert "holds rows of checkpoint" in err and "--results" in err
+    assert contents() == before
+
+    (FOLDER / "sweep.csv").write_text("a,b\n1,2\n")
+    status, _, err = call(*FEW)
+    assert status == 1 and "sweep.csv is no sweep.csv of this version" in err
+
+
+def test_plots_without_a_sweep(call):
+    status, _, err = call(script=plot)
+    assert status == 1 and err.count("\n") == 1 and "sweep.csv is missing: measure it with python sweep.py" in err
