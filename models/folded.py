@@ -35,7 +35,8 @@ class Folded(nn.Module):
 
     def __init__(self, net, int8=True):
         super().__init__()
-        self.net = net.eval()
+        self.net = net
+        self.eval()  # or evaluate() would put the net back into training
         self.int8 = int8 and net.binary_layers()[0].weight.device.type == "cpu" and int8_works()
         layer_kind = _Int8Layer if self.int8 else _Layer
         self.layers = []

@@ -42,6 +42,8 @@ def save_net(sess, seed=11111, wsconv=False, dataset="cifar10"):
     with torch.no_grad():
         for _ in range(20):
             net(torch.rand(16, 3, 32, 32))
+        for layer in net.binary_layers():
+            layer.weight.mul_(1.7).add_(0.02)  # as after an optimiser's step: not standardised any more
     state = {"net": net.state_dict(), "acc": 10.0, "epoch": 1, "rng_state": torch.get_rng_state(), "log": [{"epoch": 1}]}
     checkpoints.save(checkpoints.path_of(sess, seed), {**state, "options": {"dataset": dataset, "wsconv": wsconv}})
 
