@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train, then test clean, faulty, repaired by the neighbouring bit, repaired by the MSB, and print the table.
+# Train; test clean, faulty, repaired by the neighbouring bit, repaired by the MSB; print the table; then sweep all faults.
 #
 #   ./run.sh                  CIFAR-10 (the same as ./run.sh cifar10), downloaded on first use
 #   ./run.sh demo             a small synthetic set: no download, a few minutes
@@ -18,8 +18,10 @@ EPOCHS=""       # empty: those of train_smaller.py
 WSCONV=0        # 1: weight standardisation
 FAULTS="baseline faulty repaired_n repaired_s" # rows of the table; FAULTY_BIT, NEIGHBOR_OFFSET: see CIFARDataset.py
 NOISE=""        # sigma_val of weight noise, one or several: a row each, the mean of 10 runs
+SWEEP=1         # 1: after the table sweep.py measures all bits, repairs, rates and weight faults into results/; 0: not
+RUNS=""         # of everything random in the sweep; empty: those of sweep.py, for the demo set 3
 DATA="data"     # folder in which the data sets lie
-PROCESSES=1     # more than one: data-parallel, one process for each GPU
+PROCESSES=1     # more than one: one for each GPU; training is then data-parallel, the sweep shared out
 
 fail() { echo "error: $1" >&2; exit 1; }
 
@@ -41,7 +43,7 @@ setup() {
     cp requirements.txt .venv/requirements.installed
 }
 
-train() { .venv/bin/python ${LAUNCH[@]+"${LAUNCH[@]}"} train_smaller.py --train "$@"; }
+launch() { .venv/bin/python ${LAUNCH[@]+"${LAUNCH[@]}"} "$@"; }
 
 # one evaluation; then a row of the table: what was measured, and the accuracy, or – where there is no such repair
 measure() {
@@ -86,10 +88,11 @@ wsconv=--no-wsconv
 [ "$WSCONV" = 1 ] && suffix=_wsconv wsconv=--wsconv
 
 tables=
-for sess in ${SESS:-${dataset}_smaller$suffix}; do
+SESS=${SESS:-${dataset}_smaller$suffix}
+for sess in $SESS; do
     for seed in $SEED; do
         options=(--dataset "$dataset" --data "$DATA" --sess "$sess" --seed "$seed")
-        [ "$TRAIN" = 1 ] && train "${options[@]}" $wsconv ${EPOCHS:+--epochs "$EPOCHS"} "$@"
+        [ "$TRAIN" = 1 ] && launch train_smaller.py --train "${options[@]}" $wsconv ${EPOCHS:+--epochs "$EPOCHS"} "$@"
         rows=
         for fault in $FAULTS; do
             rows+=$(measure "${options[@]}" "$@" --mem_fault "$fault")$'\n'
@@ -101,3 +104,9 @@ for sess in ${SESS:-${dataset}_smaller$suffix}; do
     done
 done
 echo "$tables"
+if [ "$SWEEP" = 1 ]; then
+    [ "$dataset" = demo ] && RUNS=${RUNS:-3}
+    replace=
+    [ "$TRAIN" = 1 ] && replace=--replace # results of the net before this training are moved away
+    launch sweep.py --data "$DATA" --sess $SESS --seed $SEED ${RUNS:+--runs "$RUNS"} $replace
+fi

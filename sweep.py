@@ -11,6 +11,7 @@ what is missing, and other bits, rates or runs add to what is there.
 
 import functools
 import os
+import shutil
 from argparse import BooleanOptionalAction
 from contextlib import nullcontext
 from hashlib import sha256
@@ -55,6 +56,7 @@ def parse():
     parser.add_argument("--seed", nargs="+", type=within(int, 0, 2**62), default=SEED, help=f"theirs, default {listed(SEED)}")
     parser.add_argument("--data", default=DATA, help="folder in which all data sets lie, default %(default)s")
     parser.add_argument("--results", default=RESULTS, help="folder to write into, default %(default)s")
+    parser.add_argument("--replace", action="store_true", help="results of another checkpoint are moved to <folder>.old")
 
     bit, share = within(int, 0, MSB), within(float, 0, 1)
     group = parser.add_argument_group("what to measure (an option without a value: nothing of that kind)")
@@ -149,27 +151,34 @@ class Session:
             "checkpoint": sha256(self.path.read_bytes()).hexdigest()[:16],
         }  # fmt: skip
 
-    def tidy(self, say):
-        """Make the folder and an empty sweep.csv, or drop the damaged lines of the one there is."""
+    def tidy(self, replace, say):
+        """Make the folder and a sweep.csv: an empty one, or the one there is without its damaged lines."""
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
             rows, damaged = tables.read(self.csv) if self.csv.exists() else ([], [])
-            self.check(rows)
+            if self.foreign(rows) and replace:
+                old = self.folder.with_name(f"{self.name}.old")
+                shutil.rmtree(old, ignore_errors=True)
+                self.folder.rename(old)
+                say(f"{self.folder}: results of another checkpoint, now {old}")
+                rows = damaged = []
+            elif self.foreign(rows):
+                raise UserError(
+                    f"{self.csv} holds rows of {self.foreign(rows)}: --replace moves {self.folder} away, --results names another folder"
+                )
             if damaged:
-                numbers = ", ".join(map(str, damaged))
-                say(f"{self.csv}: line {numbers} cut short or damaged, dropped; it is measured again, the other {len(rows)} rows stay")
+                say(f"{self.csv}: line {', '.join(map(str, damaged))} cut short or damaged: dropped, the other {len(rows)} rows stay")
+            self.folder.mkdir(parents=True, exist_ok=True)
             tables.write(self.csv, rows)
         except OSError as error:
             raise UserError(f"{self.folder} cannot be written ({error.strerror}): name another folder by --results") from None
 
-    def check(self, rows):
+    def foreign(self, rows):
+        """In what the rows are not this checkpoint's, in words; None if they are."""
         for row in rows:
             for key, value in self.what.items():
                 if row[key] != value:
-                    raise UserError(
-                        f"{self.csv} holds rows of {key} {row[key]}, and {self.path} is {value}: "
-                        f"move {self.folder} away, or name another folder by --results"
-                    )
+                    return f"{key} {row[key]}, and {self.path} is {value}"
+        return None
 
     def rows(self):
         return tables.read(self.csv)[0]
@@ -185,7 +194,7 @@ def sweep(args, processes):
     with processes.first_alone():
         for session in sessions:
             if processes.rank == 0:
-                session.tidy(processes.print)
+                session.tidy(args.replace, processes.print)
             if session.dataset not in data:
                 data[session.dataset] = load(session.dataset, args.data, False, args.workers)
     cells = wanted_cells(args)

@@ -1,5 +1,6 @@
 """run.sh as a whole, in a copy of the project, with a small demo set and a tiny schedule."""
 
+import csv
 import re
 import shutil
 import subprocess
@@ -65,7 +66,8 @@ def edit(project, file, old, new):
     (project / file).write_text(text.replace(old, new))
 
 
-def test_demo_from_training_to_the_table(project):
+def test_demo_from_training_to_the_tables(project):
+    edit(project, "run.sh", 'RUNS=""', 'RUNS="1"')
     code, out, err = call(project, "demo", "--epochs", "2")
     assert code == 0, err
     assert "epoch 2/2" in out
@@ -82,8 +84,15 @@ def test_demo_from_training_to_the_table(project):
     assert [row[1] for row in rows[2:]] == accuracies and len(accuracies) == 4
     checkpoint = project / "checkpoint" / "ckpt.t7.demo_smaller_11111.pth"
     saved = checkpoint.read_bytes()
+    results = project / "results" / "demo_smaller_11111"
+    assert out.endswith("results/demo_smaller_11111: sweep.csv, tables.md, summary.json, plots\n")
+    with open(results / "sweep.csv") as file:
+        swept = {(row["fault"], row["bit"], row["repair"], row["source"]): row["top1"] for row in csv.DictReader(file) if row["level"] in ("", "1.0")}
+    cells = [("none", "", "", ""), ("random", "6", "", ""), ("random", "6", "repaired_n", "5"), ("random", "6", "repaired_s", "7")]
+    assert [f"{float(swept[cell]):.3f}" for cell in cells] == accuracies  # those of the short table
 
     edit(project, "run.sh", "TRAIN=1 ", "TRAIN=0 ")
+    edit(project, "run.sh", "SWEEP=1 ", "SWEEP=0 ")
     edit(project, "run.sh", 'NOISE="" ', 'NOISE="0.1"')
     edit(project, "run.sh", 'FAULTS="baseline faulty repaired_n repaired_s"', 'FAULTS="repaired_n"')
     edit(project, "run.sh", 'FAULTS="repaired_n"', 'FAULTS="repaired_n repaired_s"')

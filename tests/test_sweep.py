@@ -429,8 +429,14 @@ def test_rows_of_another_checkpoint_are_not_mixed(ready, call):
     save_net("cifar10_smaller")
     status, _, err = call(*FEW)
     assert status == 1 and err.count("\n") == 1
-    assert "holds rows of checkpoint" in err and "--results" in err
+    assert "holds rows of checkpoint" in err and "--replace" in err
     assert contents() == before
+    for _ in range(2):  # the second time an older .old is there
+        assert call("--data", ".", "--bits", "--rate", "--sigma", "--flip", "--replace")[0] == 0
+        assert contents(Path(f"{FOLDER}.old")) == before
+        assert csv_rows()[0]["checkpoint"] != before["sweep.csv"].decode().splitlines()[1].split(",")[3]
+        before = contents()
+        save_net("cifar10_smaller")
 
     (FOLDER / "sweep.csv").write_text("a,b\n1,2\n")
     status, _, err = call(*FEW)
