@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from cli import UserError
+from files import write_whole
 from loader import DATASETS
 from models import CNV, TOPOLOGIES
 
@@ -44,23 +45,8 @@ def save(path, state):
         writer.writeheader()
         writer.writerows(state["log"])
         rows = table.getvalue().encode()
-    _write(path, lambda file: torch.save(state, file))
-    _write(path.with_suffix(".csv"), lambda file: file.write(rows))
-
-
-def _write(path, put):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with open(partial, "wb") as file:
-            put(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror})") from None
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(path, lambda file: torch.save(state, file))
+    write_whole(path.with_suffix(".csv"), lambda file: file.write(rows))
 
 
 def keep_old(path):

@@ -1,6 +1,7 @@
 """What the scripts share on the command line: one clear line for bad input, a clean end on Ctrl-C."""
 
 import argparse
+import math
 import os
 import sys
 
@@ -27,10 +28,12 @@ def within(kind, low=None, high=None, open_low=False):
     def convert(text):
         try:
             value = kind(text)
+            if not math.isfinite(value):
+                raise ValueError
         except ValueError:
             raise argparse.ArgumentTypeError(f"{text!r} is not a {'whole ' if kind is int else ''}number") from None
         below = low is not None and (value <= low if open_low else value < low)
-        if below or (high is not None and value > high) or value != value:
+        if below or (high is not None and value > high):
             bounds = [f"{'above' if open_low else 'at least'} {low}"] if low is not None else []
             bounds += [f"at most {high}"] if high is not None else []
             raise argparse.ArgumentTypeError(f"{text} is out of range: {', '.join(bounds)}")

@@ -45,7 +45,7 @@ def score(logits, labels):
             torch.full((), len(labels), dtype=torch.float64, device=logits.device),
             hits[:, 0].sum(),
             hits.sum(),
-            F.cross_entropy(logits.float(), labels, reduction="sum").double(),
+            F.cross_entropy(logits.double(), labels, reduction="sum"),
         ]
     )
 

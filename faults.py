@@ -23,6 +23,12 @@ def set_bit(images, bit, values):
     return (images & (0xFF ^ (1 << bit))) | (values << bit)
 
 
+def break_bit(images, bit, reads, broken=None):
+    """Bit `bit` reads `reads` (0, 1, or a uint8 tensor of them): everywhere, or where the bool tensor `broken` says."""
+    faulty = set_bit(images, bit, reads)
+    return faulty if broken is None else faulty.where(broken, images)
+
+
 def get_bit(images, bit):
     """Bit `bit` of every value, as uint8 0 or 1."""
     return (images >> bit) & 1
@@ -92,7 +98,7 @@ class Fault(NamedTuple):
         """
         if self.mem_fault == "baseline":
             return images
-        faulty = set_bit(images, self.bit, draw(images.shape))
+        faulty = break_bit(images, self.bit, draw(images.shape))
         if self.mem_fault == "faulty":
             return faulty
         return REPAIRS[self.mem_fault](faulty, self.bit, self.neighbor_offset)
@@ -115,7 +121,7 @@ def image_breaks(seed, indices, shape, rate):
     As in image_bits those of image i depend on (seed, i) alone, in a stream of their own. What is broken at a
     rate is broken at every higher one.
     """
-    streams = [np.random.default_rng([seed, int(i), 1]).random(int(np.prod(shape)), np.float32) for i in indices]
+    streams = [np.random.default_rng([seed, int(i), 1]).random(int(np.prod(shape))) for i in indices]
     return torch.from_numpy(np.stack([stream < rate for stream in streams])).view(-1, *shape)
 
 
@@ -136,7 +142,7 @@ def weight_noise(net, sigma_val, seed, relative=False):
         with torch.no_grad():
             for layer in layers:
                 before = torch.signbit(layer.quant_weight().value)
-                unit = layer.weight.square().mean().sqrt() if relative else 1.0
+                unit = layer.weight.double().square().mean().sqrt().float() if relative else 1.0
                 noise = torch.randn(layer.weight.shape, generator=generator) * sigma_val**2
                 layer.weight += noise.to(layer.weight.device) * unit
                 flipped += (torch.signbit(layer.quant_weight().value) != before).sum().item()

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Draw the plots of a sweep from its sweep.csv, and a picture of test images clean, faulty and repaired.
+"""Draw the plots of sweeps, from their sweep.csv alone.
 
-    python plot.py                                                       # -> results/cifar10_smaller_11111/*.png, *.svg
-    python plot.py --sess cifar10_smaller cifar10_smaller_wsconv         # one line per session where they compare
+    python plot.py results/cifar10_smaller_11111          # -> PNGs and SVGs in there
+    python plot.py results/cifar10_smaller_11111 results/cifar10_smaller_wsconv_11111      # with a line for each
 
-sweep.py calls it at its end; run it again after editing how the plots look.
+sweep.py does so at its end, and adds a picture of test images, clean, faulty and repaired.
 """
 
 from itertools import cycle
@@ -18,15 +18,11 @@ from matplotlib import pyplot as plt
 
 import CIFARDataset
 import tables
-from cli import Parser, UserError, run, within
+from cli import Parser, UserError, run
 from faults import MEM_FAULTS, MSB, Fault, ImpossibleRepair
-from loader import load, with_fault
+from files import write_whole
+from loader import with_fault
 from tables import BASELINE
-
-SESS = ["cifar10_smaller"]
-SEED = [11111]
-DATA = "data"  # folder in which all data sets lie
-RESULTS = "results"
 
 PICTURES = 3  # test images in images.png
 DPI = 200  # of the PNGs
@@ -55,10 +51,10 @@ def _styles():
 
 def _draw(axes, cells, summaries, x, style, label):
     """A line through the cells' mean accuracies, with a band of one standard deviation of the runs."""
-    points = sorted((x(cell), summaries[cell]) for cell in cells if cell in summaries)
+    points = sorted(((x(cell), summaries[cell]) for cell in cells if cell in summaries), key=lambda point: point[0])
     places, means = [place for place, _ in points], [figures.mean for _, figures in points]
     axes.plot(places, means, label=label, **style)
-    low, high = ([figures.mean + sign * figures.std for _, figures in points] for sign in (-1, 1))
+    low, high = ([figures.mean + sign * (figures.std or 0) for _, figures in points] for sign in (-1, 1))
     axes.fill_between(places, low, high, color=style["color"], alpha=0.2, linewidth=0)
 
 
@@ -83,7 +79,7 @@ def draw_bits(name, summaries):
     figure, (axes,) = _panels(name, ["broken bit (7: MSB)"])
     _level(axes, BASELINE, summaries, {"color": "#555555"}, "no fault")
     for (label, _, cells), style in zip(tables.layout(summaries)["bits"].rows, _styles()):
-        _draw(axes, [cell for cell in cells if cell != BASELINE], summaries, lambda cell: cell.bit, style, label)
+        _draw(axes, [cell for cell in cells if cell not in (None, BASELINE)], summaries, lambda cell: cell.bit, style, label)
     axes.set_xticks(sorted({cell.bit for cell in summaries if cell.bit is not None}))
     axes.invert_xaxis()
     figure.legend(loc="outside right upper")
@@ -119,6 +115,7 @@ def draw_flips(sessions):
     figure, (axes,) = _panels("weights with the other sign", ["share of weight signs flipped (%)"])
     styles = _styles()
     for name, summaries in sessions.items():
+        _level(axes, BASELINE, summaries, {"color": "#555555"})
         for fault, by in (("flips", "bit errors"), ("noise_relative", "relative noise"), ("noise", "absolute noise")):
             cells = [cell for cell in summaries if cell.fault == fault]
             if cells:
@@ -129,85 +126,76 @@ def draw_flips(sessions):
 
 
 def draw_images(images, seed, neighbor_offset):
-    """Some images (uint8 N×3×H×W), clean and with each bit faulty and repaired."""
+    """Some images (uint8 N×3×H×W), clean, and with each bit faulty and repaired; blank where there is no such repair."""
     faults = [name for name in MEM_FAULTS if name != "baseline"]
     bits = range(MSB, -1, -1)
-    figure, grid = plt.subplots(
-        len(images) * len(faults), 1 + len(bits), figsize=(7.2, 0.82 * len(images) * len(faults)), layout="constrained"
-    )
+    rows, columns = len(images) * len(faults), 1 + len(bits)
+    figure, grid = plt.subplots(rows, columns, figsize=(7.2, 0.82 * rows), layout="constrained")
     for axes in grid.flat:
         axes.axis("off")
-    for column, title in enumerate(["clean", *(f"bit {bit}" for bit in bits)]):
-        grid[0][column].set_title(title)
-    for first in range(0, len(grid), len(faults)):
-        image = images[first // len(faults)]
-        grid[first][0].imshow(image.permute(1, 2, 0).numpy())
-    for i, name in enumerate(faults):
-        for column, bit in enumerate(bits, 1):
-            try:
-                shown = with_fault(images, Fault.of(name, bit, neighbor_offset if bit else -neighbor_offset), seed)
-            except ImpossibleRepair:
-                continue
-            for row, image in enumerate(shown):
-                grid[row * len(faults) + i][column].imshow(image.permute(1, 2, 0).numpy())
+    for axes, title in zip(grid[0], ["clean", *(f"bit {bit}" for bit in bits)]):
+        axes.set_title(title)
     for row, axes in enumerate(grid[:, 0]):
         axes.text(-0.1, 0.5, faults[row % len(faults)], rotation=90, va="center", ha="right", transform=axes.transAxes)
+    for axes, image in zip(grid[:: len(faults), 0], images):
+        axes.imshow(image.permute(1, 2, 0).numpy())
+    for first, name in enumerate(faults):
+        for column, bit in enumerate(bits, 1):
+            try:
+                shown = with_fault(images, Fault.of(name, bit, neighbor_offset), seed)
+            except ImpossibleRepair:
+                continue
+            for axes, image in zip(grid[first :: len(faults), column], shown):
+                axes.imshow(image.permute(1, 2, 0).numpy())
     return figure
 
 
 def save(figure, path):
     """The figure as path.png and path.svg."""
     for kind, metadata in (("png", {}), ("svg", {"Date": None})):
-        partial = path.with_name(f".{path.name}.{kind}.partial")
-        figure.savefig(partial, dpi=DPI, format=kind, metadata=metadata)
-        partial.replace(path.with_name(f"{path.name}.{kind}"))
+        write_whole(
+            path.with_name(f"{path.name}.{kind}"), lambda file: figure.savefig(file, dpi=DPI, format=kind, metadata=metadata)
+        )
     plt.close(figure)
 
 
-def write(folder, name, sessions, images, seed):
-    """All plots that the rows of session `name` give, into its folder.
-
-    sessions: {name: its rows}, those to compare it with among them; images: test images uint8 N×3×H×W to show, or None.
-    """
+def write(folder, sessions):
+    """The plots of the first of some sessions, {name: its rows}, into its folder; where they compare, of all."""
     sessions = {name: tables.summarize(rows) for name, rows in sessions.items()}
-    found = tables.layout(sessions[name])
+    name, own = next(iter(sessions.items()))
+    found = tables.layout(own)
     with matplotlib.rc_context(STYLE):
         for kind, draw in (("bits", draw_bits), ("rates", draw_rates)):
             if kind in found:
-                save(draw(name, sessions[name]), folder / kind)
+                save(draw(name, own), folder / kind)
         for kind, draw in (("noise", draw_noise), ("flips", draw_flips)):
             if kind in found:
                 save(draw(sessions), folder / kind)
-        if images is not None:
-            save(draw_images(images[:PICTURES], seed, CIFARDataset.NEIGHBOR_OFFSET), folder / "images")
+
+
+def write_pictures(folder, images, seed):
+    """images.png and images.svg of the first test images (uint8 N×3×H×W)."""
+    with matplotlib.rc_context(STYLE):
+        save(draw_images(images[:PICTURES], seed, CIFARDataset.NEIGHBOR_OFFSET), folder / "images")
 
 
 def main():
     parser = Parser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--sess", nargs="+", default=SESS, help="sessions swept, default %(default)s")
-    parser.add_argument("--seed", nargs="+", type=within(int, 0, 2**62), default=SEED, help="theirs, default %(default)s")
-    parser.add_argument("--data", default=DATA, help="folder in which all data sets lie, default %(default)s")
-    parser.add_argument("--results", default=RESULTS, help="folder of the sweeps, default %(default)s")
-    args = parser.parse_args()
-    for seed in args.seed:
-        sessions = {}
-        for sess in args.sess:
-            path = Path(args.results) / f"{sess}_{seed}" / "sweep.csv"
-            if not path.is_file():
-                raise UserError(f"{path} is missing: measure it with python sweep.py --sess {sess} --seed {seed}")
-            rows, _ = tables.read(path)
-            if not rows:
-                raise UserError(f"{path} holds no rows yet: run python sweep.py --sess {sess} --seed {seed}")
-            sessions[path.parent.name] = rows
-        for name, rows in sessions.items():
-            try:
-                images, _ = load(rows[0]["dataset"], args.data, False)
-            except UserError as error:
-                print(f"no picture of test images: {error}")
-                images = None
-            folder = Path(args.results) / name
-            write(folder, name, sessions, images, seed)
-            print(f"{folder}: plots drawn")
+    parser.add_argument("folders", nargs="+", type=Path, help="of sweeps; each is compared with the others")
+    folders = parser.parse_args().folders
+    sessions = {}
+    for folder in folders:
+        path = folder / "sweep.csv"
+        if not path.is_file():
+            raise UserError(f"{path} is missing: python sweep.py measures it")
+        rows, damaged = tables.read(path)
+        if damaged or not rows:
+            raise UserError(f"{path} is not complete: python sweep.py goes on with it")
+        sessions[folder.resolve().name] = rows
+    for folder in folders:
+        name = folder.resolve().name
+        write(folder, {name: sessions[name], **sessions})
+        print(f"{folder}: plots")
 
 
 if __name__ == "__main__":

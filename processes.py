@@ -1,6 +1,7 @@
 """The processes that torchrun started."""
 
 import os
+import sys
 from contextlib import contextmanager
 
 import torch
@@ -55,12 +56,16 @@ class Processes:
 
     @contextmanager
     def first_alone(self):
-        """The first process goes through the block before the others."""
-        if self.rank > 0:
-            self.wait()
-        yield
-        if self.rank == 0:
-            self.wait()
+        """The first process goes through the block before the others; if it fails there, they end without a word."""
+        failed = torch.ones(1, device=self.device)
+        if self.rank > 0 and self.sum(torch.zeros_like(failed)).item():
+            sys.exit(UserError.status)
+        try:
+            yield
+            failed.zero_()
+        finally:
+            if self.rank == 0:
+                self.sum(failed)
 
     def wait(self):
         """Until all processes are here."""

@@ -12,20 +12,20 @@ what is missing, and other bits, rates or runs add to what is there.
 import functools
 import os
 import shutil
+import sys
 from argparse import BooleanOptionalAction
 from contextlib import nullcontext
 from hashlib import sha256
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 import checkpoints
 import plot
 import tables
 from cli import Parser, UserError, run, within
 from evaluate import evaluate
-from faults import MSB, REPAIRS, image_bits, image_breaks, set_bit, weight_flips, weight_noise
+from faults import MSB, REPAIRS, break_bit, image_bits, image_breaks, weight_flips, weight_noise
 from loader import EvalBatches, load
 from models.folded import Folded
 from processes import Processes
@@ -37,12 +37,13 @@ DATA = "data"  # folder in which all data sets lie
 RESULTS = "results"
 
 BITS = [7, 6, 5, 4, 3, 2, 1, 0]  # broken ones; 7 is the MSB
-REPAIR = list(REPAIRS)  # repaired_n: by every other bit of the value
+REPAIR = list(REPAIRS)  # repaired_n: by each of the bits 6 to 0; repaired_s: by bit 7, the MSB
 RATE = [1e-4, 1e-3, 1e-2, 0.1, 0.3, 1]  # shares of a plane's bits that are broken, for the bits in RATE_BITS; 1: all
 RATE_BITS = [7, 6, 5]
 SIGMA = [0, 0.2, 0.4, 0.6, 0.8, 1.0]  # sigma_val of weight noise; its standard deviation is sigma_val²
 FLIP = [1e-4, 1e-3, 1e-2, 0.02, 0.05, 0.1]  # probabilities that a binary weight flips
 RUNS = 10  # of everything random; run r draws with seed + r
+LINE = 50  # cells to a line of progress, where there is no terminal for a bar
 WORKERS = os.cpu_count()  # threads that decode Tiny-ImageNet, the first time
 
 
@@ -82,12 +83,8 @@ def wanted_cells(args):
         cells += [Cell("random", bit, level=1.0, run=run) for run in runs]
         cells += [Cell(fault, bit, level=1.0) for fault in ("stuck_at_0", "stuck_at_1")]
         for repair in args.repair:
-            if repair == "repaired_n":
-                cells += [Cell("random", bit, repair, source, 1.0) for source in range(MSB) if source != bit]
-            if repair in ("repaired_n", "repaired_s") and bit != MSB:  # from bit 7 they are the same
-                cells.append(Cell("random", bit, "repaired_s", MSB, 1.0))
-            elif repair not in ("repaired_n", "repaired_s"):
-                cells.append(Cell("random", bit, repair, level=1.0))
+            sources = {"repaired_n": range(MSB), "repaired_s": [MSB]}.get(repair, [None])
+            cells += [Cell("random", bit, repair, source, 1.0) for source in sources if source != bit]
     cells += [Cell("random", bit, level=rate, run=run) for bit in args.rate_bits for rate in args.rate for run in runs]
     for fault, levels in (("noise", args.sigma), ("noise_relative", args.sigma), ("flips", args.flip)):
         cells += [Cell(fault, level=level, run=run) for level in levels for run in runs]
@@ -104,14 +101,13 @@ def faulty_images(cell, images, seed):
     if cell.bit is None:
         return images
     reads = {"stuck_at_0": 0, "stuck_at_1": 1}.get(cell.fault)
-    faulty = set_bit(images, cell.bit, random_bits(seed, images.shape) if reads is None else reads)
-    if cell.level < 1:
-        broken = image_breaks(seed, range(len(images)), images.shape[1:], cell.level)
-        faulty = faulty.where(broken, images)
-    if cell.repair:
-        offset = 0 if cell.source is None else cell.source - cell.bit
-        faulty = REPAIRS[cell.repair](faulty, cell.bit, offset)
-    return faulty
+    if reads is None:
+        reads = random_bits(seed, images.shape)
+    broken = image_breaks(seed, range(len(images)), images.shape[1:], cell.level) if cell.level < 1 else None
+    faulty = break_bit(images, cell.bit, reads, broken)
+    if not cell.repair:
+        return faulty
+    return REPAIRS[cell.repair](faulty, cell.bit, 0 if cell.source is None else cell.source - cell.bit)
 
 
 def faulty_weights(cell, net, seed):
@@ -135,105 +131,115 @@ def measure(cell, net, tester, batches, seed):
 
 
 class Session:
-    """A checkpoint, as the net to evaluate, and its folder of results."""
+    """A checkpoint, as the net to evaluate, with its test images and its folder of results."""
 
-    def __init__(self, sess, seed, results, device, fold):
+    def __init__(self, sess, seed, args, device, test_sets):
         self.path = checkpoints.path_of(sess, seed)
-        self.name = f"{sess}_{seed}"
-        self.folder = Path(results) / self.name
+        self.name, self.seed = f"{sess}_{seed}", seed
+        self.folder = Path(args.results) / self.name
         self.csv = self.folder / "sweep.csv"
-        self.seed = seed
-        self.dataset, net, _ = checkpoints.load_net(self.path)
+        dataset, net, _ = checkpoints.load_net(self.path)
         self.net = net.to(device, memory_format=torch.channels_last)
-        self.tester = Folded(self.net) if fold else self.net
+        self.tester = Folded(self.net) if args.fold else self.net
+        if dataset not in test_sets:
+            test_sets[dataset] = load(dataset, args.data, False, args.workers)
+        self.images, self.labels = test_sets[dataset]
         self.what = {
-            "dataset": self.dataset, "sess": sess, "seed": seed,
-            "checkpoint": sha256(self.path.read_bytes()).hexdigest()[:16],
-        }  # fmt: skip
+            "dataset": dataset,
+            "images": digest(self.images.numpy().tobytes() + self.labels.numpy().tobytes()),
+            "sess": sess,
+            "seed": seed,
+            "checkpoint": digest(self.path.read_bytes()),
+            "n": len(self.labels),
+        }
 
     def tidy(self, replace, say):
         """Make the folder and a sweep.csv: an empty one, or the one there is without its damaged lines."""
         try:
             rows, damaged = tables.read(self.csv) if self.csv.exists() else ([], [])
-            if self.foreign(rows) and replace:
+            foreign = self.foreign(rows)
+            if foreign and replace:
                 old = self.folder.with_name(f"{self.name}.old")
                 shutil.rmtree(old, ignore_errors=True)
                 self.folder.rename(old)
-                say(f"{self.folder}: results of another checkpoint, now {old}")
-                rows = damaged = []
-            elif self.foreign(rows):
+                say(f"{self.csv} held rows of {foreign}: now {old}")
+                rows, damaged = [], []
+            elif foreign:
                 raise UserError(
-                    f"{self.csv} holds rows of {self.foreign(rows)}: --replace moves {self.folder} away, --results names another folder"
+                    f"{self.csv} holds rows of {foreign}: --replace moves {self.folder} away, --results names another folder"
                 )
-            if damaged:
-                say(f"{self.csv}: line {', '.join(map(str, damaged))} cut short or damaged: dropped, the other {len(rows)} rows stay")
-            self.folder.mkdir(parents=True, exist_ok=True)
-            tables.write(self.csv, rows)
         except OSError as error:
-            raise UserError(f"{self.folder} cannot be written ({error.strerror}): name another folder by --results") from None
+            raise UserError(f"{self.csv} cannot be read ({error.strerror}): name another folder by --results") from None
+        if damaged:
+            say(f"{self.csv}: line {', '.join(map(str, damaged))} cut short or damaged: dropped, the other {len(rows)} rows stay")
+        tables.write(self.csv, rows)
 
     def foreign(self, rows):
-        """In what the rows are not this checkpoint's, in words; None if they are."""
+        """In what the rows are of something else than this session, in words; "" if they are not."""
         for row in rows:
             for key, value in self.what.items():
                 if row[key] != value:
-                    return f"{key} {row[key]}, and {self.path} is {value}"
-        return None
+                    return f"{key} {row[key]}, and it is {value} in {self.path} and its test set"
+        return ""
 
     def rows(self):
         return tables.read(self.csv)[0]
 
+    def measure(self, cell):
+        """The row of a cell."""
+        seed = self.seed + cell.run
+        batches = EvalBatches(faulty_images(cell, self.images, seed), self.labels, next(self.net.parameters()).device)
+        score, flipped = measure(cell, self.net, self.tester, batches, seed)
+        return tables.row_of(cell, score, **self.what, run_seed=seed, flipped=flipped)
+
+
+def digest(data):
+    """The first 16 hexadecimal digits of the SHA-256 of bytes."""
+    return sha256(data).hexdigest()[:16]
+
 
 def sweep(args, processes):
-    sessions = [
-        Session(sess, seed, args.results, processes.device, args.fold)
-        for seed in dict.fromkeys(args.seed)
-        for sess in dict.fromkeys(args.sess)
-    ]
-    data = {}
+    names = [(sess, seed) for seed in dict.fromkeys(args.seed) for sess in dict.fromkeys(args.sess)]
+    test_sets = {}
     with processes.first_alone():
-        for session in sessions:
-            if processes.rank == 0:
+        sessions = [Session(sess, seed, args, processes.device, test_sets) for sess, seed in names]
+        if processes.rank == 0:
+            for session in sessions:
                 session.tidy(args.replace, processes.print)
-            if session.dataset not in data:
-                data[session.dataset] = load(session.dataset, args.data, False, args.workers)
     cells = wanted_cells(args)
     todo = []
     for session in sessions:
         done = {tables.cell_of(row) for row in session.rows()}
         todo += [(session, cell) for cell in sorted(cells, key=lambda cell: cell.run) if cell not in done]
     processes.wait()  # all know what is missing before the first row is added
-    processes.print(f"{len(todo)} of {len(cells) * len(sessions)} evaluations to do, {', '.join(session.name for session in sessions)}")
+    processes.print(f"{', '.join(session.name for session in sessions)}: {len(todo)} of {len(cells) * len(sessions)} cells to measure")
 
-    bar = tqdm(total=len(todo), unit="cell", disable=None if processes.rank == 0 else True, leave=False)
+    mine = processes.share(todo)
     try:
-        for session, cell in processes.share(todo):
-            images, labels = data[session.dataset]
-            seed = session.seed + cell.run
-            batches = EvalBatches(faulty_images(cell, images, seed), labels, processes.device)
-            score, flipped = measure(cell, session.net, session.tester, batches, seed)
-            row = tables.row_of(cell, score, **session.what, run_seed=seed, flipped=flipped)
-            with open(session.csv, "a") as file:
-                file.write(tables.to_line(row))
-            bar.update(processes.number)
+        for number, (session, cell) in enumerate(processes.bar(mine, "sweep", len(mine)), 1):
+            line = tables.to_line(session.measure(cell))
+            with open(session.csv, "a", encoding="utf-8") as file:
+                file.write(line)
+            if number % LINE == 0 and not sys.stderr.isatty():
+                processes.print(f"{number * processes.number} of {len(todo)} measured")
     except KeyboardInterrupt:
         raise KeyboardInterrupt("every measured row is kept, the same command goes on from there") from None
-    bar.close()
     processes.wait()
     if processes.rank == 0:
-        write_up(sessions, data)
+        write_up(sessions)
 
 
-def write_up(sessions, data):
+def write_up(sessions):
     """The sorted sweep.csv, tables.md, summary.json and plots of each session."""
     rows = {session.name: session.rows() for session in sessions}
     for session in sessions:
-        tables.write(session.csv, rows[session.name])
+        own = rows[session.name]
         others = {other.name: rows[other.name] for other in sessions if other.seed == session.seed and other is not session}
-        tables.write_text(session.folder / "tables.md", tables.markdown(session.name, rows[session.name], others))
-        tables.write_text(session.folder / "summary.json", tables.summary(rows[session.name]))
-        compared = {session.name: rows[session.name], **others}
-        plot.write(session.folder, session.name, compared, data[session.dataset][0], session.seed)
+        tables.write(session.csv, own)
+        tables.write_text(session.folder / "tables.md", tables.markdown(session.name, own, others))
+        tables.write_text(session.folder / "summary.json", tables.summary(own))
+        plot.write(session.folder, {session.name: own, **others})
+        plot.write_pictures(session.folder, session.images, session.seed)
         print(f"{session.folder}: sweep.csv, tables.md, summary.json, plots")
 
 

@@ -8,11 +8,12 @@ import csv
 import io
 import json
 import math
-import os
 import statistics
 from typing import NamedTuple
 
 from cli import UserError
+from faults import MSB
+from files import write_whole
 from loader import DATASETS
 
 IMAGE_FAULTS = ("random", "stuck_at_0", "stuck_at_1")  # what a broken bit reads
@@ -28,6 +29,8 @@ LABELS = {
     "flips": "accuracy (%)",
 }
 Z95 = statistics.NormalDist().inv_cdf(0.975)
+# 97.5 % quantiles of Student's t for 2, 3, … runs; for more than 20 the last one, a little too large
+T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093)
 
 
 class Cell(NamedTuple):
@@ -52,7 +55,8 @@ class Cell(NamedTuple):
 
 
 BASELINE = Cell("none")
-COLUMNS = ("dataset", "sess", "seed", "checkpoint", *Cell._fields, "run_seed", "flipped", "n", "correct", "correct5", "loss", "top1", "top5")
+SAME = ("dataset", "images", "sess", "seed", "checkpoint", "n")  # columns that are the same in all rows of a file
+COLUMNS = (*SAME, *Cell._fields, "run_seed", "flipped", "correct", "correct5", "loss", "top1", "top5")
 KINDS = {
     **dict.fromkeys(("seed", "bit", "source", "run", "run_seed", "n", "correct", "correct5"), int),
     **dict.fromkeys(("level", "flipped", "loss", "top1", "top5"), float),
@@ -61,9 +65,8 @@ KINDS = {
 
 def row_of(cell, score, **rest):
     """The row of a measurement: its Cell, its Score (evaluate.py) and the columns given by name."""
-    figures = {"n": score.n, "correct": score.correct, "correct5": score.correct5}
     rounded = {"loss": round(score.loss, 6), "top1": round(score.top1, 4), "top5": round(score.top5, 4)}
-    return {**rest, **cell._asdict(), **figures, **rounded}
+    return {**rest, **cell._asdict(), "correct": score.correct, "correct5": score.correct5, **rounded}
 
 
 def cell_of(row):
@@ -84,27 +87,24 @@ def read(path):
 
     UserError if the file is no sweep.csv.
     """
-    text = path.read_text()
+    text = path.read_text("utf-8", "replace")
     if not text.startswith(HEADER) and not HEADER.startswith(text):
         raise UserError(f"{path} is no sweep.csv of this version: move it away, the sweep then measures all anew")
     rows, damaged = [], []
     for number, line in enumerate(text.splitlines(keepends=True)[1:], 2):
         try:
-            values = next(csv.reader([line])) if line.endswith("\n") else []
-            row = {name: KINDS.get(name, str)(value) if value else None for name, value in zip(COLUMNS, values, strict=True)}
-            if row["fault"] not in FAULTS or not row["n"] or row["correct"] is None or row["run"] is None:
+            values = zip(COLUMNS, next(csv.reader([line])), strict=True)
+            row = {name: KINDS.get(name, str)(value) if value else None for name, value in values}
+            if row["fault"] not in FAULTS or None in (row["run"], row["n"], row["correct"], row["top5"]) or to_line(row) != line:
                 raise ValueError
             rows.append(row)
-        except ValueError:
+        except (ValueError, csv.Error, StopIteration):
             damaged.append(number)
     return rows, damaged
 
 
 def write_text(path, text):
-    """`text` to `path`, whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
-    os.replace(partial, path)
+    write_whole(path, lambda file: file.write(text.encode()))
 
 
 def write(path, rows):
@@ -119,22 +119,26 @@ class Summary(NamedTuple):
     runs: int
     n: int  # images
     mean: float
-    std: float  # of the runs' accuracies, sample standard deviation; 0 where there is one run
+    std: float | None  # of the runs' accuracies, sample standard deviation; None where there is one run
     low: float  # of the 95 % interval
     high: float
     top5: float
     flipped: float | None  # mean share of binary weights flipped, 0 to 1
 
 
-def wilson(share, n):
-    """The 95 % score interval of a share of n: (low, high).
+def interval(mean, std, runs, n):
+    """The 95 % interval of a mean accuracy (%) over `runs` runs on the same n images: (low, high), %.
 
-    Runs on the same images do not narrow it: n is the number of images, not images times runs.
+    Two errors, taken as independent: which images the test set holds (Wilson's score interval for n images,
+    which more runs do not narrow), and which faults the runs drew (Student's t over the runs).
     Source: Wilson, "Probable Inference, the Law of Succession, and Statistical Inference" (1927).
     """
+    share = mean / 100
     center = (share + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
     half = Z95 / (1 + Z95**2 / n) * math.sqrt(share * (1 - share) / n + Z95**2 / (4 * n**2))
-    return center - half, center + half
+    drawn = 0.0 if std is None else T95[min(runs - 2, len(T95) - 1)] * std / math.sqrt(runs)
+    below, above = (math.hypot(100 * (share - (center - half)), drawn), math.hypot(100 * (center + half - share), drawn))
+    return max(0.0, mean - below), min(100.0, mean + above)
 
 
 def summarize(rows):
@@ -147,19 +151,21 @@ def summarize(rows):
 
 def _summary(runs):
     n = runs[0]["n"]
-    accuracies = [100 * row["correct"] / row["n"] for row in runs]
+    accuracies = [100 * row["correct"] / n for row in runs]
     mean = statistics.fmean(accuracies)
-    low, high = wilson(mean / 100, n)
+    top5 = statistics.fmean(100 * row["correct5"] / n for row in runs)
+    std = statistics.stdev(accuracies) if len(runs) > 1 else None
     flipped = None if runs[0]["flipped"] is None else statistics.fmean(row["flipped"] for row in runs)
-    std = statistics.stdev(accuracies) if len(runs) > 1 else 0.0
-    return Summary(len(runs), n, mean, std, 100 * low, 100 * high, statistics.fmean(row["top5"] for row in runs), flipped)
+    return Summary(len(runs), n, mean, std, *interval(mean, std, len(runs), n), top5, flipped)
 
 
 def label(cell):
     """How the row of a table, or the line of a plot, is called that shows this cell."""
-    if cell.repair == "repaired_n":
-        return f"repaired by bit {cell.source}"
-    return {None: LABELS.get(cell.fault), "repaired_s": "repaired by MSB (7)"}.get(cell.repair, cell.repair)
+    if cell.repair is None:
+        return LABELS[cell.fault]
+    if cell.source == MSB:
+        return f"repaired by MSB ({MSB})"
+    return cell.repair if cell.source is None else f"repaired by bit {cell.source}"
 
 
 class Table(NamedTuple):
@@ -191,7 +197,7 @@ def _bit_label(cell):
 
 def _table(title, corner, cells, row_label, field):
     lines = {}
-    for cell in sorted(cells, key=lambda cell: (cell.repair or "", cell.order)):
+    for cell in sorted(cells, key=lambda cell: (cell.repair or "", FAULTS.index(cell.fault), -(cell.source or 0), cell.order)):
         lines.setdefault(row_label(cell), {})[getattr(cell, field)] = cell
     values = sorted({getattr(cell, field) for cell in cells}, reverse=field == "bit")
     rows = []
@@ -205,19 +211,18 @@ def _table(title, corner, cells, row_label, field):
     return Table(title, [corner, *headings], rows)
 
 
-def _accuracy(summary):
-    spread = f" ± {summary.std:.3f}" if summary.runs > 1 else ""
+def _own(summary, field):
+    """What stands in a table of one session."""
+    if field == "flipped":
+        return f"{100 * (summary.flipped or 0):.3f}"
+    spread = "" if summary.std is None else f" ± {summary.std:.3f}"
     return f"{summary.mean:.3f}{spread} [{summary.low:.2f}, {summary.high:.2f}]"
 
 
-def _text(summaries, others, field, cell):
-    """What stands in a table: the figure of `cell`, or by how much it is higher in `others`."""
-    if cell not in summaries or (others is not None and cell not in others):
-        return "–"
-    if field == "flipped":
-        mine, other = (100 * (found[cell].flipped or 0) for found in (summaries, others or summaries))
-        return f"{mine:.3f}" if others is None else f"{other - mine:+.3f}"
-    return _accuracy(summaries[cell]) if others is None else f"{others[cell].mean - summaries[cell].mean:+.3f}"
+def _compared(summary, other, field):
+    """What stands in a table of two sessions: both figures, and by how much the other one is higher."""
+    mine, its = (100 * (each.flipped or 0) if field == "flipped" else each.mean for each in (summary, other))
+    return f"{mine:.3f} / {its:.3f} ({its - mine:+.3f})"
 
 
 def _markdown(summaries, others=None):
@@ -226,35 +231,44 @@ def _markdown(summaries, others=None):
         yield "| " + " | ".join(table.headings) + " |"
         yield "|---" + "|--:" * (len(table.headings) - 1) + "|"
         for name, field, cells in table.rows:
-            yield "| " + " | ".join([name, *(_text(summaries, others, field, cell) for cell in cells)]) + " |"
+            texts = [name]
+            for cell in cells:
+                if cell not in summaries or (others is not None and cell not in others):
+                    texts.append("–")
+                elif others is None:
+                    texts.append(_own(summaries[cell], field))
+                else:
+                    texts.append(_compared(summaries[cell], others[cell], field))
+            yield "| " + " | ".join(texts) + " |"
         yield ""
 
 
 def markdown(name, rows, others):
-    """tables.md of a session: its tables, then by how much the accuracies of other sessions differ.
+    """tables.md of a session: its own tables, then those beside each other session's.
 
     rows: its rows; others: {name: rows}.
     """
-    summaries = summarize(rows)
-    n = rows[0]["n"]
+    first, summaries = rows[0], summarize(rows)
+    runs = sorted({summary.runs for summary in summaries.values() if summary.runs > 1})
+    counts = " or ".join(map(str, runs)) or "no"
     lines = [
         f"# {name}\n",
-        f"{DATASETS[rows[0]['dataset']].title}, {n} test images, checkpoint {rows[0]['checkpoint']}. Top-1 accuracy in %: mean",
-        "± sample standard deviation over the runs (none where nothing is random and there is one run), and in brackets",
-        "the 95 % Wilson score interval for that many images, which more runs on the same images do not narrow.\n",
+        f"{DATASETS[first['dataset']].title}, {first['n']} test images ({first['images']}), checkpoint {first['checkpoint']}. "
+        f"Top-1 accuracy in %: mean ± sample standard deviation over {counts} runs (no ± where nothing is random), "
+        "in brackets the 95 % interval: Wilson's for so many images, which more runs on them do not narrow, widened by "
+        "Student's t over the runs.\n",
         *_markdown(summaries),
     ]
     for other, other_rows in others.items():
-        lines += [f"## {other} minus {name}\n", *_markdown(summaries, summarize(other_rows))]
+        lines += [f"## {name} / {other} (difference)\n", *_markdown(summaries, summarize(other_rows))]
     return "\n".join(lines)
 
 
 def summary(rows):
     """summary.json of a session."""
-    head = {key: rows[0][key] for key in ("dataset", "sess", "seed", "checkpoint", "n")}
     cells = []
     for cell, figures in summarize(rows).items():
         known = {key: value for key, value in cell._asdict().items() if value is not None and key != "run"}
-        figures = {key: round(value, 6) for key, value in figures._asdict().items() if value is not None and key != "n"}
-        cells.append({"label": label(cell), **known, **figures})
-    return json.dumps({**head, "cells": cells}, indent=1, ensure_ascii=False) + "\n"
+        measured = {key: value for key, value in figures._asdict().items() if value is not None and key != "n"}
+        cells.append({**known, **{key: round(value, 6) for key, value in measured.items()}})
+    return json.dumps({**{key: rows[0][key] for key in SAME}, "cells": cells}, indent=1) + "\n"

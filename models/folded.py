@@ -94,7 +94,8 @@ class _Layer:
         x = F.conv2d(x, self.weight, padding=self.module.padding) if self.conv else F.linear(x.flatten(1), self.weight)
         if self.threshold is None:
             return x
-        reached = x >= self.threshold.view(-1, *[1] * (x.dim() - 2))
+        # between two whole numbers, so that sums which a fast algorithm rounds do no harm
+        reached = x > self.threshold.view(-1, *[1] * (x.dim() - 2)) - 0.5
         return self.pooled(torch.where(reached, 1.0, -1.0))
 
     def pooled(self, x):
@@ -150,20 +151,28 @@ def find_threshold(norm, unit, bound):
 
 @functools.cache
 def int8_works():
-    """Has this CPU 8-bit arithmetic worth using, and does PyTorch's give just what float32 gives? Tried on two layers."""
+    """Has this CPU 8-bit arithmetic worth using, and does PyTorch's give just what float32 gives? Tried on small layers."""
     if "AVX" not in torch.backends.cpu.get_cpu_capability():
         return False
     random = torch.Generator().manual_seed(0)
+    layers = (
+        (nn.Conv2d(3, 16, 3, padding=1), (2, 3, 6, 6), True),
+        (nn.Conv2d(32, 16, 3, padding=1), (2, 32, 6, 6), False),
+        (nn.Linear(64, 16), (2, 64), False),
+    )
     try:
-        for module, shape in ((nn.Conv2d(32, 16, 3, padding=1), (2, 32, 6, 6)), (nn.Linear(64, 16), (2, 64))):
-            plain, fast = (kind(module, None, False, False) for kind in (_Layer, _Int8Layer))
-            plain.threshold = fast.threshold = torch.arange(-8.0, 8.0)
+        for module, shape, first in layers:
             weight = torch.randint(2, module.weight.shape, generator=random) * 2.0 - 1
-            plain.pack(weight)
-            fast.pack(weight)
-            bits = torch.randint(2, shape, generator=random, dtype=torch.uint8)
-            if not torch.equal(plain(bits * 2.0 - 1), fast(bits * 2) - 1.0):
-                return False
+            bits = torch.randint(256 if first else 2, shape, generator=random, dtype=torch.uint8)
+            plain, fast = (kind(module, None, False, first) for kind in (_Layer, _Int8Layer))
+            for threshold in (None, torch.arange(-8.0, 8.0)):
+                plain.threshold = fast.threshold = threshold
+                plain.pack(weight)
+                fast.pack(weight)
+                inputs = bits - 128.0 if first else bits * 2.0 - 1
+                outputs = fast(bits if first else bits * 2)
+                if not torch.equal(plain(inputs), outputs if threshold is None else outputs - 1.0):
+                    return False
     except (AttributeError, RuntimeError):  # another PyTorch, or one without oneDNN
         return False
     return True

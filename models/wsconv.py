@@ -27,10 +27,10 @@ class _WeightStandardized:
 
     def quant_weight(self, *args, **kwargs):
         with torch.no_grad():
-            standardized = standardize(self.weight)
-            if self.training:
-                self.weight.copy_(standardized)
-        return super().quant_weight(*args, **kwargs) if self.training else self.weight_quant(standardized)
+            if not self.training:  # in float64 no sign depends on how threads share the sums out
+                return self.weight_quant(standardize(self.weight.double()).float())
+            self.weight.copy_(standardize(self.weight))
+        return super().quant_weight(*args, **kwargs)
 
 
 class WSConv2d(_WeightStandardized, QuantConv2d):

@@ -97,7 +97,7 @@ def slow_images(row):
     clean = items("baseline", seed)
     if row["fault"] == "random":
         broken = items("faulty", seed, faulty_bit=bit)
-        shares = np.stack([np.random.default_rng([seed, i, 1]).random(3072, np.float32) for i in range(ROWS)])
+        shares = np.stack([np.random.default_rng([seed, i, 1]).random(3072) for i in range(ROWS)])
         return np.where(shares.reshape(clean.shape) < float(row["level"]), broken, clean)
     bits = np.unpackbits((clean * 255).round().astype(np.uint8)[..., None], axis=-1)
     bits[..., 7 - bit] = {"stuck_at_0": 0, "stuck_at_1": 1}[row["fault"]]
@@ -236,16 +236,23 @@ def test_interrupted_and_continued_equals_uninterrupted(ready, call, monkeypatch
     assert len(csv_rows()) == 20
 
     path = FOLDER / "sweep.csv"
-    path.write_text(path.read_text()[:-9])  # the last row was cut short by a full disk
+    lines = path.read_bytes().splitlines(True)
+    lines[2] = lines[2].replace(b"random", b"r\xffndom")  # one on a bad sector
+    lines[5] = b",".join(lines[5].split(b",")[:-1]) + b"\n"  # one that lost its last figure
+    path.write_bytes(b"".join(lines)[:-9])  # and the last one was cut short by a full disk
     status, out, err = call(*FEW)
     assert status == 0, err
-    assert "line 21 cut short or damaged" in out and "other 19 rows stay" in out
-    assert re.search(r"^\d+ of 43 ", out, re.M).group().startswith("24 of 43")
+    assert "line 3, 6, 21 cut short or damaged" in out and "other 17 rows stay" in out
+    assert "26 of 43 cells to measure" in out
     assert contents() == whole
 
     status, out, _ = call(*FEW)
-    assert status == 0 and "0 of 43 evaluations to do" in out
+    assert status == 0 and "0 of 43 cells to measure" in out
     assert contents() == whole
+
+    for start in (b"", tables.HEADER.encode()[:7]):  # a crash right at its beginning
+        path.write_bytes(start)
+        assert call(*FEW)[0] == 0 and contents() == whole
 
 
 def parse_tables(text):
@@ -274,16 +281,18 @@ def test_tables_parse_back_to_the_figures_of_the_csv(ready, call):
         assert (std is None) == (len(values) == 1)
         if std:
             assert float(std) == pytest.approx(np.std(values, ddof=1), abs=6e-4)
-        # ends of a score interval: shares p for which the measured one lies 1.96 standard errors away
+        share = statistics.mean(values) / 100
         for end in (float(low) / 100, float(high) / 100):
-            gap = abs(statistics.mean(values) / 100 - end)
-            assert gap == pytest.approx(1.959964 * np.sqrt(max(0, end * (1 - end)) / ROWS), abs=3e-3)
+            if len(values) == 1 and 0 < end < 1:
+                # the ends of a score interval are the shares from which the measured one lies 1.96 standard errors away
+                assert abs(share - end) == pytest.approx(1.959964 * np.sqrt(end * (1 - end) / ROWS), abs=1e-4)
+        assert float(low) <= float(mean) <= float(high)
 
     text = (FOLDER / "tables.md").read_text()
     found = parse_tables(text)
     titles = ["Broken bit planes", "Share of a plane's bits broken, reading at random", "Weight noise", "Weight bit errors"]
     assert [table[0] for table in found] == titles * 2  # the session's own, then the difference to the other one
-    assert "## cifar10_smaller_wsconv_11111 minus cifar10_smaller_11111" in text
+    assert "## cifar10_smaller_11111 / cifar10_smaller_wsconv_11111 (difference)" in text
 
     _, head, *lines = found[0]
     assert head == ["accuracy (%)", "no fault", "bit 7", "bit 6", "bit 3"]
@@ -305,8 +314,8 @@ def test_tables_parse_back_to_the_figures_of_the_csv(ready, call):
     assert float(found[2][5][2]) == pytest.approx(statistics.mean(shares), abs=6e-4)
     check(found[3][2][2], accuracies(rows, fault="flips"))
 
-    difference = statistics.mean(accuracies(other, fault="flips")) - statistics.mean(accuracies(rows, fault="flips"))
-    assert float(found[7][2][2]) == pytest.approx(difference, abs=6e-4)
+    both = [statistics.mean(accuracies(its, fault="flips")) for its in (rows, other)]
+    assert found[7][2][2] == f"{both[0]:.3f} / {both[1]:.3f} ({both[1] - both[0]:+.3f})"
 
     summary = json.loads((FOLDER / "summary.json").read_text())
     assert summary["n"] == ROWS and summary["sess"] == "cifar10_smaller"
@@ -314,13 +323,28 @@ def test_tables_parse_back_to_the_figures_of_the_csv(ready, call):
     assert cell["mean"] == pytest.approx(statistics.mean(accuracies(rows, fault="flips"))) and cell["runs"] == 3
 
 
+def test_interval():
+    """Wilson's interval as in tables of it, and Student's t where the runs differ and there are many images."""
+    assert tables.interval(50, None, 1, 10) == pytest.approx((23.66, 76.34), abs=0.01)
+    assert tables.interval(0, None, 1, 10) == pytest.approx((0, 27.75), abs=0.01)
+    assert tables.interval(100, 0.0, 5, 10) == pytest.approx((72.25, 100), abs=0.01)
+    half = 2.262157 * 5 / np.sqrt(10)
+    assert tables.interval(50, 5.0, 10, 10**9) == pytest.approx((50 - half, 50 + half), abs=0.01)
+    assert tables.interval(50, 5.0, 2, 10**9)[0] == pytest.approx(50 - 12.7062 * 5 / np.sqrt(2), abs=0.01)
+    assert tables.interval(50, 5.0, 20, 10**9)[0] == pytest.approx(50 - 2.093 * 5 / np.sqrt(20), abs=0.01)
+    assert tables.interval(50, 5.0, 400, 10**9)[0] == pytest.approx(50 - 2.093 * 5 / 20, abs=0.01)
+
+
 def test_plots_show_the_csv(ready, call, monkeypatch):
-    figures = {}
+    figures, bands = {}, {}
     save = plot.save
 
     def note(figure, path):
         figures[path.parent.name, path.name] = [
             {line.get_label(): line.get_xydata().tolist() for line in axes.lines} for axes in figure.axes
+        ]
+        bands[path.parent.name, path.name] = [
+            [band.get_paths()[0].vertices.tolist() for band in axes.collections] for axes in figure.axes
         ]
         save(figure, path)
 
@@ -350,6 +374,9 @@ def test_plots_show_the_csv(ready, call, monkeypatch):
             assert panel[sess] == [[0, mean(its, fault="none")], [0.3, pytest.approx(mean(its, fault=fault))]]
     (flips,) = figures[name, "flips"]
     assert flips[f"{name}, bit errors"][0][1] == pytest.approx(mean(rows, fault="flips"))
+    values = [100 * int(row["correct"]) / ROWS for row in rows if row["fault"] == "noise"]
+    ends = {y for x, y in bands[name, "noise"][0][0] if x == 0.3}
+    assert (min(ends), max(ends)) == pytest.approx([np.mean(values) + sign * np.std(values, ddof=1) for sign in (-1, 1)])
 
     for path in FOLDER.glob("*.png"):
         pixels = png.imread(path)
@@ -359,13 +386,16 @@ def test_plots_show_the_csv(ready, call, monkeypatch):
 
     drawn = contents()
     for path in [*FOLDER.glob("*.png"), *FOLDER.glob("*.svg")]:
-        path.unlink()
-    status, out, err = call(*both, "--data", ".", script=plot)
+        if path.stem != "images":
+            path.unlink()
+    status, out, err = call(str(FOLDER), "results/cifar10_smaller_wsconv_11111", script=plot)
     assert status == 0, err
     assert contents() == drawn
-    shutil.rmtree("cifar-10-batches-py")
-    status, out, _ = call("--data", ".", script=plot)
-    assert status == 0 and "no picture of test images: " in out
+
+    path = FOLDER / "sweep.csv"
+    path.write_bytes(path.read_bytes()[:-3])
+    status, _, err = call(str(FOLDER), script=plot)
+    assert status == 1 and "is not complete" in err
 
 
 def test_the_picture_shows_clean_faulty_and_repaired_images(ready):
@@ -378,7 +408,7 @@ def test_the_picture_shows_clean_faulty_and_repaired_images(ready):
     assert np.array_equal(shown[5][2], (expected * 255).round().byte().permute(1, 2, 0))
     expected = CIFAR10(".", "faulty", train=False, faulty_bit=0, seed=5)[0][0]
     assert np.array_equal(shown[0][8], (expected * 255).round().byte().permute(1, 2, 0))
-    assert shown[2][1] is None  # the MSB cannot repair itself
+    assert shown[2][1] is None and shown[1][8] is None  # the MSB cannot repair itself, and the LSB has no lower bit
     plt.close(figure)
 
 
@@ -391,12 +421,18 @@ def test_two_processes_write_the_same_files(root, tmp_path, call):
         [sys.executable, *launch, *few], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=280
     )
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count("evaluations to do") == 1
+    assert result.stdout.count("cells to measure") == 1
     two = contents()
     shutil.rmtree(FOLDER)
     status, _, err = call(*few)
     assert status == 0, err
     assert two == contents()
+
+    save_net("cifar10_smaller")
+    result = subprocess.run([sys.executable, *launch, *few], capture_output=True, text=True, timeout=280)
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert result.returncode != 0 and len(errors) == 1 and "holds rows of checkpoint" in errors[0]
+    assert "RuntimeError" not in result.stderr and contents() == two
 
 
 @pytest.mark.parametrize(
@@ -408,7 +444,8 @@ def test_two_processes_write_the_same_files(root, tmp_path, call):
         (["--rate", "2"], "argument --rate: 2 is out of range"),
         (["--repair", "prayer"], "argument --repair: invalid choice: 'prayer'"),
         (["--sess", "tiny_imagenet_smaller"], "does not fit the net for Tiny-ImageNet"),
-        (["--results", "taken"], "taken/cifar10_smaller_11111 cannot be written"),
+        (["--results", "taken"], "taken/cifar10_smaller_11111"),
+        (["--sigma", "inf"], "argument --sigma: 'inf' is not a number"),
         (["--data", "nowhere"], "nowhere"),
     ],
 )
@@ -434,7 +471,7 @@ def test_rows_of_another_checkpoint_are_not_mixed(ready, call):
     for _ in range(2):  # the second time an older .old is there
         assert call("--data", ".", "--bits", "--rate", "--sigma", "--flip", "--replace")[0] == 0
         assert contents(Path(f"{FOLDER}.old")) == before
-        assert csv_rows()[0]["checkpoint"] != before["sweep.csv"].decode().splitlines()[1].split(",")[3]
+        assert csv_rows()[0]["checkpoint"].encode() not in before["sweep.csv"]
         before = contents()
         save_net("cifar10_smaller")
 
@@ -444,5 +481,5 @@ def test_rows_of_another_checkpoint_are_not_mixed(ready, call):
 
 
 def test_plots_without_a_sweep(call):
-    status, _, err = call(script=plot)
-    assert status == 1 and err.count("\n") == 1 and "sweep.csv is missing: measure it with python sweep.py" in err
+    status, _, err = call("results/nobody_1", script=plot)
+    assert status == 1 and err.count("\n") == 1 and "nobody_1/sweep.csv is missing: python sweep.py measures it" in err
