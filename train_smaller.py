@@ -22,11 +22,13 @@ from torch import nn
 
 import checkpoints
 import CIFARDataset
+import export_finn
 from cli import Parser, UserError, run, within
 from evaluate import evaluate, score, to_score
 from faults import MEM_FAULTS, Fault, weight_noise
 from loader import DATASETS, EvalBatches, TrainBatches, load, with_fault
 from models import LOSSES
+from models.costs import costs, table
 from models.folded import Folded
 from processes import Processes
 
@@ -89,6 +91,7 @@ def parse():
     parser.add_argument(
         "--wsconv", action=BooleanOptionalAction, help=f"weight standardisation, default {WSCONV}, or the checkpoint's"
     )
+    parser.add_argument("--export_finn", action="store_true", help="afterwards write the QONNX file (export_finn.py)")
 
     group = parser.add_argument_group("faults")
     group.add_argument("--mem_fault", help=f"{', '.join(MEM_FAULTS)}; default {MEM_FAULT}")
@@ -294,8 +297,10 @@ def train(args, processes):
     if processes.number > 1:
         model = nn.parallel.DistributedDataParallel(model)
 
-    if processes.rank == 0 and not saved:
-        checkpoints.keep_old(path)
+    if not saved:
+        processes.print(table(costs(net.topology, net.classes)))
+        if processes.rank == 0:
+            checkpoints.keep_old(path)
     began, passes = time.monotonic(), 0
     try:
         while epoch < epochs:
@@ -392,7 +397,11 @@ def main():
     args.sess = args.sess or f"{args.dataset or DATASET}_smaller{'_wsconv' if wsconv else ''}"
     processes = Processes()
     try:
+        if args.export_finn:
+            export_finn.check_packages()  # before hours of training
         (train if args.train else test)(args, processes)
+        if args.export_finn and processes.rank == 0:
+            export_finn.export(args.sess, args.seed, args.data)
     finally:
         processes.close()
 

@@ -4,11 +4,11 @@
     python bench/evaluate.py                          # CIFAR-10 net
     python bench/evaluate.py --net tiny_imagenet_smaller --wsconv
 
-Both evaluate the same uint8 images in float32 and channels_last as sweep.py does, in turn, so that both see the
-same noise of the machine. The ratio is taken round by round; its median is what to quote. Beside it stands the
-arithmetic limit, measured in the same rounds: one large product of the numbers that the folded net computes
-with, and the share of its rate that the whole net reaches (2 operations for each multiply-accumulate of the
-layers, all else counted as nothing).
+Both evaluate the same uint8 images as sweep.py does, Brevitas in float32 and channels_last, in turn, so that
+both see the same noise of the machine. Their logits are compared first. The ratio is taken round by round; its
+median is what to quote. Beside it stands the arithmetic limit, measured in the same rounds: one large product
+of the numbers that the folded net computes with, and the share of its rate that the whole net reaches (2
+operations for each multiply-accumulate of the layers, all else counted as nothing).
 """
 
 import statistics
@@ -21,31 +21,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from cli import Parser, run, within
+from cli import Parser, UserError, run, within
 from evaluate import evaluate
 from loader import EvalBatches
 from models import CNV, TOPOLOGIES
+from models.costs import costs
 from models.folded import Folded
 
 ROUNDS = 5
 IMAGES = 2000  # in a round
 SIDE = 4096  # of the matrices in the large product
-
-
-def operations(net, images):
-    """Operations per image: two for each weight that meets a value."""
-    total = 0
-
-    def count(layer, inputs, output):
-        nonlocal total
-        total += 2 * output[0].numel() * layer.weight[0].numel()
-
-    hooks = [layer.register_forward_hook(count) for layer in net.binary_layers()]
-    with torch.inference_mode():
-        net(images[:1].float() / 255)
-    for hook in hooks:
-        hook.remove()
-    return total
 
 
 def large_product(int8, device):
@@ -82,7 +67,10 @@ def main():
     images = torch.randint(256, (IMAGES, size, size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
     batches = EvalBatches(images, torch.zeros(IMAGES, dtype=torch.int64), device)
     folded = Folded(net)
-    work = operations(net, images.to(device))
+    with torch.inference_mode():
+        if any(not torch.equal(net(part), folded(part)) for part, _ in batches):
+            raise UserError("the folded net's logits are not those of Brevitas: there is nothing to compare")
+    work = 2 * costs(TOPOLOGIES[args.net], 10)[-1].macs
     product = large_product(folded.int8, device)
     kind = "8-bit" if folded.int8 else "float32"
 

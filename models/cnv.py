@@ -54,6 +54,7 @@ class CNV(nn.Module):
 
     def __init__(self, topology, classes, wsconv=False, init=1.0, channels=3):
         super().__init__()
+        self.topology, self.classes = topology, classes
         conv_layer = WSConv2d if wsconv else QuantConv2d
         self.conv_features = nn.ModuleList([QuantIdentity(act_quant=InputQ1_7)])
         for width, pool in topology.conv:

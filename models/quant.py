@@ -74,7 +74,8 @@ class TensorNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(1))
 
     def forward(self, x):
-        x = x.float()  # bf16 logits would lose the statistics
+        if x.dtype != torch.float32:
+            x = x.float()  # bf16 logits would lose the statistics
         mean, var = self.running_mean, self.running_var
         if self.training:
             mean, var = x.mean(), x.var(unbiased=False)

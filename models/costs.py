@@ -1,0 +1,52 @@
+"""What a net costs in hardware: multiply-accumulates, parameters, memory, layer by layer."""
+
+from typing import NamedTuple
+
+
+class Cost(NamedTuple):
+    layer: str
+    shape: tuple  # of its output for one image, after the pooling
+    macs: int  # multiply-accumulates for one image, those with the padding's zeros included
+    weight_bits: int  # of one weight
+    parameters: int  # weights, and gain and bias of the norm after them
+    weight_memory: int  # bits of all its weights
+    activation_memory: int  # bits of its output for one image
+
+
+def costs(topology, classes, channels=3):
+    """A Cost for the input, each layer, and the sums.
+
+    Activations are 1 bit, the input 8; the last layer's sums have the bits that whole numbers of their range need.
+    """
+    size = topology.size
+    rows = [Cost("input", (channels, size, size), 0, 0, 0, 0, 8 * channels * size * size)]
+    for i, (width, pool) in enumerate(topology.conv, 1):
+        size += 2 * topology.padding - 2
+        weights = 9 * channels * width
+        macs = weights * size * size
+        size //= 2 if pool else 1
+        shape = (width, size, size)
+        rows.append(Cost(f"conv {i}", shape, macs, 1, weights + 2 * width, weights, width * size * size))
+        channels = width
+    features = topology.flat
+    for i, width in enumerate((*topology.fc, classes), 1):
+        last = i > len(topology.fc)
+        weights, norm = features * width, 2 if last else 2 * width
+        bits = (2 * features).bit_length() if last else 1  # sums from -features to features
+        rows.append(Cost(f"fc {i}", (width,), weights, 1, weights + norm, weights, bits * width))
+        features = width
+    sums = [sum(column) for column in zip(*(row[4:] for row in rows))]
+    return [*rows, Cost("total", (), sum(row.macs for row in rows), 0, *sums)]
+
+
+def table(rows):
+    """The rows of costs() as text."""
+    lines = [("layer", "output", "MACs", "weight bits", "parameters", "weight memory (bits)", "activation memory (bits)")]
+    for row in rows:
+        numbers = (row.macs, row.weight_bits, *row[4:])
+        lines.append((row.layer, "×".join(map(str, row.shape)), *(f"{number:,}" if number else "" for number in numbers)))
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    return "\n".join(
+        "  ".join(text.ljust(width) if i < 2 else text.rjust(width) for i, (text, width) in enumerate(zip(line, widths)))
+        for line in lines
+    )
