@@ -250,7 +250,7 @@ def test_an_originals_name_says_what_it_is(data):
         ("--train --lr 0", "--lr: 0 is out of range: above 0"),
         ("--train --epochs none", "'none' is not a whole number"),
         ("--train --batch-size 1", "at least 2"),
-        ("--train --lr nan", "out of range"),
+        ("--train --lr nan", "is not a number"),
         ("--dataset mnist", "invalid choice: 'mnist'"),
         ("--train --epochs 5 --duplicate 2", "--epochs 5 is no multiple of --duplicate 2"),
         ("--train --faulty_bit 9 --mem_fault faulty", "faulty_bit 9"),
