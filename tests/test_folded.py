@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from evaluate import evaluate
 from faults import weight_flips, weight_noise
 from models import CNV, TOPOLOGIES, Topology, folded
 from models.folded import Folded, find_threshold
@@ -128,6 +129,10 @@ def test_float32_where_8_bit_arithmetic_is_wrong_or_missing(monkeypatch):
 def test_a_net_in_training_is_left_in_evaluation_with_its_latent_weights():
     net = CNV(SMALL, 10, wsconv=True).train()
     before = [layer.weight.detach().clone() for layer in net.binary_layers()]
-    Folded(net)
+    folded.int8_works.cache_clear()
+    batches = [(images_of(SMALL, 2), torch.tensor([0, 1]))]
+    random = torch.get_rng_state()
+    evaluate(Folded(net), batches)
     assert not net.training
+    assert torch.equal(torch.get_rng_state(), random)  # or a resumed training would go on otherwise
     assert all(torch.equal(layer.weight, weight) for layer, weight in zip(net.binary_layers(), before))
