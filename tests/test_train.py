@@ -90,7 +90,8 @@ def timeless(path):
     return state
 
 
-def test_interrupted_and_resumed_equals_uninterrupted(root, data, succeed):
+def test_interrupted_and_resumed_equals_uninterrupted(root, tmp_path, succeed):
+    write_cifar10(tmp_path, rows=60)  # enough that no epoch is over before the signal arrives
     options = [*TRAIN, "--compile", "--mem_fault", "faulty", "--wsconv", "--sess", "cifar10_smaller"]
     lines = succeed(*options)
     assert [line.split("  ")[0] for line in lines[-3:]] == ["epoch 1/3", "epoch 2/3", "epoch 3/3"]
