@@ -18,6 +18,7 @@ from PIL import Image
 from torchvision import datasets
 from torchvision.transforms.functional import pil_to_tensor
 
+import fits
 from cli import UserError
 from faults import Fault, image_bits
 
@@ -67,7 +68,8 @@ class CIFAR10(datasets.CIFAR10):
     comes after `transform` (which gets a PIL image and returns one, or a tensor: uint8, or float in [0, 1]), on
     the 8-bit image.
 
-    mem_fault: baseline, faulty, repaired_n or repaired_s (faults.py); reparied_n and reparied_s are accepted.
+    mem_fault: baseline, faulty or a repair of faults.REPAIRS; reparied_n and reparied_s are accepted. A repair that
+        learns does so from the training images, and keeps what it has learned in results/fitted/ (fits.py).
     download: fetch the files if they are not there.
     faulty_bit, neighbor_offset: None for FAULTY_BIT, NEIGHBOR_OFFSET of this module.
     seed: what a broken bit reads depends on (seed, index) alone; change `dataset.seed` for a fresh draw.
@@ -99,6 +101,7 @@ class CIFAR10(datasets.CIFAR10):
             mem_fault,
             FAULTY_BIT if faulty_bit is None else faulty_bit,
             NEIGHBOR_OFFSET if neighbor_offset is None else neighbor_offset,
+            lambda repair, bit: fits.fitted(repair, bit, type(self).__name__.lower(), lambda: to_tensor(type(self)(root).data)),
         )
         self.folder = Path(root) / self.base_folder
         if download:
@@ -173,6 +176,11 @@ class CIFAR100(CIFAR10):
     test_list = datasets.CIFAR100.test_list
     meta = datasets.CIFAR100.meta
     label_key = "fine_labels"
+
+
+def to_tensor(images):
+    """uint8 array N×H×W×3 -> uint8 tensor N×3×H×W"""
+    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
 
 
 def _to_uint8(image):

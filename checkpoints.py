@@ -3,17 +3,27 @@
 checkpoint/ckpt.t7.<sess>_<seed>.pth is a dict with the original's keys
 
     net        state dict of the CNV (the original's carry `module.` before every key if trained in parallel)
-    acc        test accuracy after the last epoch, %
+    acc        accuracy after the last epoch, %: of the test images, or what `options` puts in their place
     epoch      number of epochs trained
     rng_state  state of torch's global generator on the CPU
 
 and, beside them, what resuming and rebuilding need: `options` (dict), `optimizer`, `scheduler`, `cuda_rng_state`
 and `log` (one dict for each epoch).
+
+checkpoint/ckpt.t7.<sess>_<seed>.packed.pth (pack.py) holds what evaluation needs, one bit to a binary weight:
+
+    signs        {key: {"shape": list, "bits": uint8, np.packbits of weight >= 0}}, standardised weights' with WS
+    net          the other entries of the state dict, as they were
+    packed_from  first 16 hexadecimal digits of the SHA-256 of the checkpoint
+    acc, epoch, options, log
+
+Its latent weights are -1 and +1: the same net, but nothing to put noise on or to resume.
 """
 
 import csv
 import io
 import os
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -31,11 +41,59 @@ _scalar = np.float64(0).__reduce__()[0]
 NUMPY_SCALAR = [(_scalar, "numpy.core.multiarray.scalar"), _scalar, np.dtype, type(np.dtype(np.float64))]
 
 
+class NoLatentWeights(UserError):
+    """A packed checkpoint cannot do this. run.sh leaves the cell of the table empty."""
+
+    status = 3
+
+
 def path_of(sess, seed):
     """Where the checkpoint of this session and seed lies."""
     if not sess or Path(sess).name != sess:
         raise UserError(f"--sess {sess!r} cannot be part of a file name")
     return Path(FOLDER) / f"ckpt.t7.{sess}_{seed}.pth"
+
+
+def packed_path_of(sess, seed):
+    """Where the packed checkpoint of this session and seed lies."""
+    return path_of(sess, seed).with_suffix(".packed.pth")
+
+
+def find(sess, seed):
+    """The checkpoint of this session and seed to evaluate: the trained one, or where that is missing the packed one."""
+    path, packed = path_of(sess, seed), packed_path_of(sess, seed)
+    return packed if packed.is_file() and not path.is_file() else path
+
+
+def digest(data):
+    """The first 16 hexadecimal digits of the SHA-256 of bytes."""
+    return sha256(data).hexdigest()[:16]
+
+
+@torch.no_grad()
+def pack(net, state, data):
+    """The dict of a packed checkpoint. net, state: of a loaded checkpoint; data: the bytes of its file."""
+    names = {module: name for name, module in net.named_modules()}
+    signs, rest = {}, net.state_dict()
+    for layer in net.binary_layers():
+        key = f"{names[layer]}.weight"
+        value = layer.quant_weight().value
+        signs[key] = {"shape": list(value.shape), "bits": torch.from_numpy(np.packbits(value.numpy() >= 0))}
+        del rest[key]
+    kept = {key: state[key] for key in ("acc", "epoch", "options", "log")}
+    return {"signs": signs, "net": rest, "packed_from": digest(data), **kept}
+
+
+def _unpack(signs):
+    """{key: float32 latent weights of -1 and +1}"""
+    weights = {}
+    for key, entry in signs.items():
+        number = int(np.prod(entry["shape"]))
+        if len(entry["bits"]) != (number + 7) // 8:
+            raise ValueError(f"{key} is cut short")
+        bits = np.unpackbits(entry["bits"].numpy(), count=number)
+        weights[key] = torch.from_numpy(2 * bits.astype(np.float32) - 1).view(entry["shape"])
+    return weights
 
 
 def save(path, state):
@@ -70,6 +128,10 @@ def load(path):
             raise UserError(f"{path} is no checkpoint of this project: it holds no '{key}'")
     if not isinstance(state["net"], dict) or not all(isinstance(value, torch.Tensor) for value in state["net"].values()):
         raise UserError(f"{path} is no checkpoint of this project: its 'net' is no state dict")
+    try:
+        state["net"] |= _unpack(state.get("signs", {}))
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{path} is no checkpoint of this project: its 'signs' are damaged ({error})") from None
     state["net"] = {key.removeprefix("module."): value for key, value in state["net"].items()}
     return state
 
@@ -92,6 +154,20 @@ def restore_net(path, state, dataset, wsconv):
                 f"{key} is {shapes[0]} in the file and {shapes[1]} in the net"
             )
     net.load_state_dict(found)
+    return net
+
+
+@torch.no_grad()
+def restart_net(path, dataset, wsconv, init):
+    """A net that computes as the one of a checkpoint (packed or not) does, its latent weights at -init and +init.
+
+    With weight standardisation training standardises those of the convolutions at once, whatever `init` is.
+    """
+    _, trained, _ = load_net(path, dataset)
+    signs = [torch.where(layer.quant_weight().value < 0, -init, init) for layer in trained.binary_layers()]
+    net = restore_net(path, {"net": trained.state_dict()}, dataset, wsconv)
+    for layer, sign in zip(net.binary_layers(), signs):
+        layer.weight.copy_(sign)
     return net
 
 

@@ -99,17 +99,19 @@ def compare(path, net, images):
 def export(sess, seed, data, batch=1, verify=16):
     """Write the QONNX file of a checkpoint, unless it differs from the net on the first `verify` test images."""
     check_packages()
-    source = checkpoints.path_of(sess, seed)
+    source = checkpoints.find(sess, seed)
     dataset, net, state = checkpoints.load_net(source)
     images = load(dataset, data, False)[0][:verify] if verify else None
     metadata = {
         "checkpoint": source.name,
         "checkpoint_sha256": sha256(source.read_bytes()).hexdigest(),
         "dataset": DATASETS[dataset].title,
-        "test_accuracy": f"{float(state['acc']):.3f} %",
     }
+    options = state.get("options", {})
+    if not options.get("holdout") and options.get("mem_fault", "baseline") == "baseline":  # else `acc` is of other images
+        metadata["test_accuracy"] = f"{float(state['acc']):.3f} %"
     model = to_qonnx(net, batch, metadata)
-    path = Path(FOLDER) / f"{source.stem}.qonnx.onnx"
+    path = Path(FOLDER) / f"{checkpoints.path_of(sess, seed).stem}.qonnx.onnx"
     path.parent.mkdir(exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     try:
@@ -140,7 +142,7 @@ def main():
     parser.add_argument("--report", action="store_true", help="print what each layer costs in hardware, too")
     args = parser.parse_args()
     if args.report:
-        _, net, _ = checkpoints.load_net(checkpoints.path_of(args.sess, args.seed))
+        _, net, _ = checkpoints.load_net(checkpoints.find(args.sess, args.seed))
         print(table(costs(net.topology, net.classes)))
     export(args.sess, args.seed, args.data, args.batch, args.verify)
 

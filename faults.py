@@ -1,18 +1,22 @@
 """Memory faults and their repairs: broken bits of 8-bit images, noise on latent weights, flipped binary weights.
 
-Faults and repairs of images are pure functions of uint8 tensors of any shape, usually N×3×H×W; bit 0 is the
-LSB, bit 7 the MSB. A repair sees the faulty images only, never the clean ones. To add one, write a function
-(images, bit, neighbor_offset) -> images and name it in REPAIRS: `--mem_fault NAME` then knows it.
+Faults of images are pure functions of uint8 tensors of any shape, repairs of uint8 tensors N×3×H×W; bit 0 is the
+LSB, bit 7 the MSB. A repair sees the faulty images only, never the clean ones, and what it gives does not depend
+on what the broken bit reads. To add one, write a function (images, bit) -> images and name it in REPAIRS:
+`--mem_fault NAME`, the sweep and the plots then know it.
 """
 
 import functools
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Callable, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from cli import UserError
+from predictor import fit_predictor, predict
+from total_variation import least_variation
 
 MSB = 7
 OLD_SPELLINGS = {"reparied_n": "repaired_n", "reparied_s": "repaired_s"}  # the original's
@@ -34,18 +38,171 @@ def get_bit(images, bit):
     return (images >> bit) & 1
 
 
-def repair_from_neighbor(images, bit, neighbor_offset):
-    """The broken bit becomes the one at `bit + neighbor_offset` of the same value."""
-    return set_bit(images, bit, get_bit(images, bit + neighbor_offset))
+# Repairs. A broken bit leaves two candidates: `zeros`, the value with a 0 in its place, and zeros + 2^bit.
 
 
-def repair_from_msb(images, bit, neighbor_offset):
-    """The broken bit becomes bit 7 of the same value."""
-    return set_bit(images, bit, get_bit(images, MSB))
+def zeros_of(images, bit):
+    """The lower candidates: uint8, whatever the broken bit reads."""
+    return images & (0xFF ^ (1 << bit))
 
 
-REPAIRS = {"repaired_n": repair_from_neighbor, "repaired_s": repair_from_msb}
-MEM_FAULTS = ("baseline", "faulty", *REPAIRS)
+def nearer(zeros, bit, prediction):
+    """Of the two candidates the one nearer to a prediction (int16 or float); the lower one if both are as near."""
+    return zeros + ((prediction - zeros) * 2 > 1 << bit).to(torch.uint8) * (1 << bit)
+
+
+def copy_bit(images, bit, source):
+    """The bit at `source` of the same value."""
+    return set_bit(images, bit, get_bit(images, source))
+
+
+def copy_msb(images, bit):
+    return copy_bit(images, bit, MSB)
+
+
+def copy_not_msb(images, bit):
+    return set_bit(images, bit, 1 - get_bit(images, MSB))
+
+
+def constant_0(images, bit):
+    return zeros_of(images, bit)
+
+
+def constant_1(images, bit):
+    return set_bit(images, bit, 1)
+
+
+def midpoint(images, bit):
+    """Halfway between the candidates, rounded down: the one repair that changes other bits, too."""
+    return zeros_of(images, bit) + (1 << bit >> 1)
+
+
+def look_up(images, bit, table):
+    """The bit that the other seven say, by a table for each channel: `table`, uint8 0 or 1, 3×256, from fit_table."""
+    zeros = zeros_of(images, bit)
+    channel = torch.arange(zeros.shape[-3], device=zeros.device)[:, None, None]
+    return set_bit(zeros, bit, table.to(zeros.device)[channel, zeros.long()])
+
+
+def fit_table(images, bit):
+    """For each channel and all values of the other seven bits the more frequent bit, 0 if as frequent or never seen.
+
+    images: clean ones, uint8 N×3×H×W. Returns uint8 3×256; entries with the bit set are of no use, and 0.
+    """
+    table = torch.zeros(images.shape[1], 256, dtype=torch.uint8)
+    for row, channel in zip(table, images.unbind(1)):
+        counts = torch.bincount(channel.flatten().int(), minlength=256)
+        lower = torch.tensor([value for value in range(256) if not value >> bit & 1])
+        row[lower] = (counts[lower + (1 << bit)] > counts[lower]).to(torch.uint8)
+    return table
+
+
+GREY = 128  # what the first pixel is expected to be
+
+
+def from_left(images, bit):
+    """The candidate nearer to the repaired left neighbour; in the first column, to the upper one."""
+    zeros = zeros_of(images, bit)
+    repaired = zeros.clone()
+    above = torch.full_like(zeros[..., 0, 0], GREY)
+    for y in range(zeros.shape[-2]):
+        repaired[..., y, 0] = above = nearer(zeros[..., y, 0], bit, above.short())
+    for x in range(1, zeros.shape[-1]):
+        repaired[..., x] = nearer(zeros[..., x], bit, repaired[..., x - 1].short())
+    return repaired
+
+
+def from_median_predictor(images, bit):
+    """The candidate nearer to the median of left, upper, and left + upper - upper left, all of them repaired.
+
+    In the first row and column, to the left or upper neighbour alone. Diagonal by diagonal, for what a pixel
+    needs lies on the two before.
+    Source: the predictor is that of LOCO-I / JPEG-LS, Weinberger, Seroussi & Sapiro (2000).
+    """
+    zeros = zeros_of(images, bit)
+    height, width = zeros.shape[-2:]
+    framed = torch.zeros(*zeros.shape[:-2], height + 1, width + 1, dtype=torch.int16, device=zeros.device)
+    for diagonal in range(height + width - 1):
+        y = torch.arange(max(0, diagonal - width + 1), min(height, diagonal + 1), device=zeros.device)
+        x = diagonal - y
+        left, upper, corner = framed[..., y + 1, x], framed[..., y, x + 1], framed[..., y, x]
+        low, high = torch.minimum(left, upper), torch.maximum(left, upper)
+        prediction = torch.minimum(torch.maximum(left + upper - corner, low), high)
+        prediction = torch.where(y == 0, left, torch.where(x == 0, upper, prediction))
+        if diagonal == 0:
+            prediction = torch.full_like(prediction, GREY)
+        framed[..., y + 1, x + 1] = nearer(zeros[..., y, x], bit, prediction).short()
+    return framed[..., 1:, 1:].to(torch.uint8)
+
+
+NEIGHBOR_PASSES = 5
+
+
+def from_neighbors(images, bit):
+    """The candidate nearer to the mean of the eight neighbours' estimates, which start at the midpoints; in passes."""
+    zeros = zeros_of(images, bit)
+    estimate = midpoint(images, bit)
+    window = torch.ones(1, 1, 3, 3, device=zeros.device)
+    window[..., 1, 1] = 0
+    shape = (-1, 1, *zeros.shape[-2:])
+    neighbors = F.conv2d(torch.ones(1, *shape[1:], device=zeros.device), window, padding=1)
+    for _ in range(NEIGHBOR_PASSES):
+        sums = F.conv2d(estimate.reshape(shape).float(), window, padding=1)
+        estimate = nearer(zeros, bit, (sums / neighbors).reshape(zeros.shape))
+    return estimate
+
+
+def from_total_variation(images, bit):
+    """The candidates that make each channel's total variation least (total_variation.py)."""
+    zeros = zeros_of(images, bit)
+    ones = least_variation(zeros.reshape(-1, *zeros.shape[-3:]), 1 << bit)
+    return set_bit(zeros, bit, ones.view(zeros.shape).to(torch.uint8))
+
+
+def from_predictor(images, bit, state):
+    """What a net makes of the surroundings (predictor.py); `state` from its fit_predictor."""
+    zeros = zeros_of(images, bit)
+    ones = predict(zeros.reshape(-1, *zeros.shape[-3:]), bit, state)
+    return set_bit(zeros, bit, ones.view(zeros.shape).to(torch.uint8))
+
+
+class Cost(NamedTuple):
+    """What a repair takes in hardware, for each of a pixel's three values."""
+
+    operations: int  # additions, subtractions, multiplications, inversions
+    comparisons: int
+    lines: int  # of the image that are buffered
+    table: int  # bits of its tables
+
+
+class Repair(NamedTuple):
+    """A row of REPAIRS."""
+
+    mend: Callable  # (uint8 N×3×H×W, bit) -> the same; repaired_n: and the bit to copy; with `fit`: and what that gave
+    what: str  # it puts in the broken bit's place
+    cost: Cost | None  # None: offline
+    fit: Callable | None = None  # (clean training images, bit) -> tensor, or dict of tensors
+    cannot: tuple = ()  # the bits that it cannot mend, since it reads them
+
+
+REPAIRS = {
+    "repaired_n": Repair(copy_bit, "the bit at faulty_bit + neighbor_offset of the same value", Cost(0, 0, 0, 0)),
+    "repaired_s": Repair(copy_msb, "bit 7, the MSB, of the same value", Cost(0, 0, 0, 0), cannot=(MSB,)),
+    "not_msb": Repair(copy_not_msb, "the opposite of bit 7", Cost(1, 0, 0, 0), cannot=(MSB,)),
+    "constant_0": Repair(constant_0, "0", Cost(0, 0, 0, 0)),
+    "constant_1": Repair(constant_1, "1", Cost(0, 0, 0, 0)),
+    "midpoint": Repair(midpoint, "the value halfway between the two candidates", Cost(1, 0, 0, 0)),
+    "table": Repair(look_up, "what the other seven bits say, by a table from training images", Cost(0, 0, 0, 128), fit_table),
+    "left": Repair(from_left, "the candidate nearer to the left neighbour", Cost(1, 1, 0, 0)),
+    "median": Repair(from_median_predictor, "the candidate nearer to JPEG-LS' prediction", Cost(3, 3, 1, 0)),
+    "neighbors": Repair(
+        from_neighbors,
+        f"the candidate nearer to the mean of the eight neighbours, {NEIGHBOR_PASSES} passes",
+        Cost(9 * NEIGHBOR_PASSES, NEIGHBOR_PASSES, 2 * NEIGHBOR_PASSES, 0),
+    ),
+    "variation": Repair(from_total_variation, "the candidates of least total variation", None),
+    "learned": Repair(from_predictor, "what a small net says that learned from clean training images", None, fit_predictor),
+}
 
 
 class ImpossibleRepair(UserError):
@@ -57,16 +214,21 @@ class ImpossibleRepair(UserError):
 class Fault(NamedTuple):
     """A fault setting: which bit of every value is broken, and what is done about it."""
 
-    mem_fault: str  # one of MEM_FAULTS
+    mem_fault: str  # "baseline", "faulty" or a name in REPAIRS
     bit: int  # 0 (LSB) to 7 (MSB)
     neighbor_offset: int  # repaired_n: where the copied bit stands, relative to the broken one
+    fitted: object = None  # what the repair's `fit` gave
 
     @classmethod
-    def of(cls, mem_fault, bit, neighbor_offset):
-        """A checked Fault; the original's spellings are accepted. UserError where it cannot be."""
+    def of(cls, mem_fault, bit, neighbor_offset, fitted=None):
+        """A checked Fault; the original's spellings are accepted. UserError where it cannot be.
+
+        fitted: (repair, bit) -> what the repair's `fit` gave (fits.py), None for one without.
+        """
         mem_fault = OLD_SPELLINGS.get(mem_fault, mem_fault)
-        if mem_fault not in MEM_FAULTS:
-            raise UserError(f"mem_fault {mem_fault!r} is unknown: one of {', '.join(MEM_FAULTS)}")
+        known = ("baseline", "faulty", *REPAIRS)
+        if mem_fault not in known:
+            raise UserError(f"mem_fault {mem_fault!r} is unknown: one of {', '.join(known)}")
         if not 0 <= bit <= MSB:
             raise UserError(f"faulty_bit {bit} is outside a pixel's bits 0 (LSB) to {MSB} (MSB)")
         if mem_fault == "repaired_n":
@@ -77,9 +239,9 @@ class Fault(NamedTuple):
                     f"neighbor_offset {neighbor_offset:+d} from faulty_bit {bit} is bit {bit + neighbor_offset}, "
                     f"outside a pixel's bits 0 to {MSB}"
                 )
-        if mem_fault == "repaired_s" and bit == MSB:
-            raise ImpossibleRepair("repaired_s copies bit 7, the MSB, so it cannot repair bit 7 itself: use repaired_n")
-        return cls(mem_fault, bit, neighbor_offset)
+        if mem_fault in REPAIRS and bit in REPAIRS[mem_fault].cannot:
+            raise ImpossibleRepair(f"{mem_fault} looks at bit {bit}, so it cannot repair bit {bit} itself: use another")
+        return cls(mem_fault, bit, neighbor_offset, fitted(mem_fault, bit) if fitted and mem_fault in REPAIRS else None)
 
     def __str__(self):
         if self.mem_fault == "baseline":
@@ -101,7 +263,14 @@ class Fault(NamedTuple):
         faulty = break_bit(images, self.bit, draw(images.shape))
         if self.mem_fault == "faulty":
             return faulty
-        return REPAIRS[self.mem_fault](faulty, self.bit, self.neighbor_offset)
+        extra = self.bit + self.neighbor_offset if self.mem_fault == "repaired_n" else self.fitted
+        return mend(self.mem_fault, faulty, self.bit, extra)
+
+
+def mend(repair, images, bit, extra=None):
+    """Apply a repair of the table. extra: the bit to copy of repaired_n; what the repair's `fit` gave."""
+    function = REPAIRS[repair].mend
+    return function(images, bit) if extra is None else function(images, bit, extra)
 
 
 def image_bits(seed, indices, shape):

@@ -7,7 +7,7 @@ from cli import UserError
 
 def write_whole(path, put):
     """Make `path` and its folder; put(file) writes it, in binary. What was there stays until all is on the disk."""
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(partial, "wb") as file:

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+import fits
 import tiny_imagenet
-from CIFARDataset import CIFAR10, CIFAR100
+from CIFARDataset import CIFAR10, CIFAR100, to_tensor
 from demo import Demo
 from faults import image_bits
 
@@ -50,13 +51,23 @@ DATASETS = {
 def load(name, root, train, workers=1):
     """A row of DATASETS -> images (uint8 N×3×H×W, channels_last) and labels (int64 N), on the CPU."""
     images, labels = DATASETS[name].read(root, train, workers)
-    images = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
-    return images, torch.tensor(labels, dtype=torch.int64)
+    return to_tensor(images), torch.tensor(labels, dtype=torch.int64)
+
+
+def split(count, number):
+    """Indices of `count` training images without, and of, `number` held out: the same for every seed, in order."""
+    shuffled = np.random.default_rng(0).permutation(count)
+    return np.sort(shuffled[number:]), np.sort(shuffled[:number])
 
 
 def scale(images):
     """uint8 -> float32 in [0, 1], multiples of 1/255 as torchvision's ToTensor makes them."""
     return images.float() / 255
+
+
+def fitter(name, root, workers=1):
+    """(repair, bit) -> what the repair learns from the training images of a row of DATASETS (fits.py)."""
+    return lambda repair, bit: fits.fitted(repair, bit, name, lambda: load(name, root, True, workers)[0])
 
 
 def with_fault(images, fault, seed):
@@ -87,17 +98,18 @@ class TrainBatches:
     numbers do not divide; so that batch norm has a batch to speak of, fewer than two images a process join
     the batch before.
 
+    faults: of each batch one of these, drawn at random.
     padding: of the random crop, pixels of zero on each side; 0: none.
     A pass depends on (seed, epoch) alone, and on the kind of device.
     """
 
-    def __init__(self, images, labels, batch_size, padding, fault, seed, device, duplicate=1, rank=0, world=1):
+    def __init__(self, images, labels, batch_size, padding, faults, seed, device, duplicate=1, rank=0, world=1):
         self.size = images.shape[-1]
         self.padding = padding
         padded = F.pad(images, [padding] * 4) if padding else images
         self.pixels = padded.to(device).permute(0, 2, 3, 1).contiguous()  # N×H×W×3
         self.labels = labels.to(device)
-        self.fault, self.seed, self.device = fault, seed, device
+        self.faults, self.seed, self.device = faults, seed, device
         self.generator = torch.Generator(device)
         self.rank, self.world = rank, world
 
@@ -119,7 +131,8 @@ class TrainBatches:
             shift = self._randint(2 * self.padding + 1, 2, len(index))
             flip = self._randint(2, len(index))
             images = self._cut(index, *shift, flip)  # uint8 B×3×H×W
-            images = self.fault.apply(images, lambda shape: self._randint(2, *shape, dtype=torch.uint8))
+            fault = self.faults[int(self._randint(len(self.faults)))] if len(self.faults) > 1 else self.faults[0]
+            images = fault.apply(images, lambda shape: self._randint(2, *shape, dtype=torch.uint8))
             mine = slice(self.rank, None, self.world)
             yield scale(images[mine]), self.labels[index[mine]]
 

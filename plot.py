@@ -19,12 +19,12 @@ from matplotlib import pyplot as plt
 import CIFARDataset
 import tables
 from cli import Parser, UserError, run
-from faults import MEM_FAULTS, MSB, Fault, ImpossibleRepair
+from faults import REPAIRS, Fault, ImpossibleRepair
 from files import write_whole
 from loader import with_fault
 from tables import BASELINE
 
-PICTURES = 3  # test images in images.png
+PICTURES = 2  # test images in images.png
 DPI = 200  # of the PNGs
 # lines differ in marker and dash, and their colours in lightness, so that they can be told apart in grey
 COLORS = ["#000000", "#c8501e", "#2a6fb0", "#e3a418", "#1b7f5c", "#9a4fa8", "#7a7a7a", "#8c1d2f", "#58b4e0", "#b0a070", "#d95f9d"]
@@ -75,11 +75,21 @@ def _panels(title, x_labels):
 
 
 def draw_bits(name, summaries):
-    """Accuracy against the broken bit: a line for each thing that it may read, and for each repair."""
+    """Accuracy against the broken bit: a line for each thing that it may read, and for each bit copied in its place."""
+    return _draw_bits(name, summaries, lambda cell: cell.repair in (None, "repaired_n", "repaired_s"))
+
+
+def draw_ladder(name, summaries):
+    """Accuracy against the broken bit, reading at random: a line for each repair, of the copies the MSB's alone."""
+    return _draw_bits(name, summaries, lambda cell: cell.fault == "random" and cell.repair != "repaired_n")
+
+
+def _draw_bits(name, summaries, shown):
     figure, (axes,) = _panels(name, ["broken bit (7: MSB)"])
     _level(axes, BASELINE, summaries, {"color": "#555555"}, "no fault")
-    for (label, _, cells), style in zip(tables.layout(summaries)["bits"].rows, _styles()):
-        _draw(axes, [cell for cell in cells if cell not in (None, BASELINE)], summaries, lambda cell: cell.bit, style, label)
+    lines = [(label, [cell for cell in cells if cell]) for label, _, (_, *cells) in tables.layout(summaries)["bits"].rows]
+    for (label, cells), style in zip([line for line in lines if shown(line[1][0])], _styles()):
+        _draw(axes, cells, summaries, lambda cell: cell.bit, style, label)
     axes.set_xticks(sorted({cell.bit for cell in summaries if cell.bit is not None}))
     axes.invert_xaxis()
     figure.legend(loc="outside right upper")
@@ -125,12 +135,14 @@ def draw_flips(sessions):
     return figure
 
 
-def draw_images(images, seed, neighbor_offset):
-    """Some images (uint8 N×3×H×W), clean, and with each bit faulty and repaired; blank where there is no such repair."""
-    faults = [name for name in MEM_FAULTS if name != "baseline"]
-    bits = range(MSB, -1, -1)
+def draw_images(images, seed, neighbor_offset, bits, repairs, fitted=None):
+    """Some images (uint8 N×3×H×W), clean, and with each of `bits` faulty and repaired; blank where there is no such repair.
+
+    repairs: names in faults.REPAIRS. fitted: of Fault.of.
+    """
+    faults = ["faulty", *repairs]
     rows, columns = len(images) * len(faults), 1 + len(bits)
-    figure, grid = plt.subplots(rows, columns, figsize=(7.2, 0.82 * rows), layout="constrained")
+    figure, grid = plt.subplots(rows, columns, figsize=(7.2, 0.82 * rows), layout="constrained", squeeze=False)
     for axes in grid.flat:
         axes.axis("off")
     for axes, title in zip(grid[0], ["clean", *(f"bit {bit}" for bit in bits)]):
@@ -142,7 +154,7 @@ def draw_images(images, seed, neighbor_offset):
     for first, name in enumerate(faults):
         for column, bit in enumerate(bits, 1):
             try:
-                shown = with_fault(images, Fault.of(name, bit, neighbor_offset), seed)
+                shown = with_fault(images, Fault.of(name, bit, neighbor_offset, fitted), seed)
             except ImpossibleRepair:
                 continue
             for axes, image in zip(grid[first :: len(faults), column], shown):
@@ -165,18 +177,20 @@ def write(folder, sessions):
     name, own = next(iter(sessions.items()))
     found = tables.layout(own)
     with matplotlib.rc_context(STYLE):
-        for kind, draw in (("bits", draw_bits), ("rates", draw_rates)):
-            if kind in found:
+        for kind, table, draw in (("bits", "bits", draw_bits), ("ladder", "bits", draw_ladder), ("rates", "rates", draw_rates)):
+            if table in found:
                 save(draw(name, own), folder / kind)
         for kind, draw in (("noise", draw_noise), ("flips", draw_flips)):
             if kind in found:
                 save(draw(sessions), folder / kind)
 
 
-def write_pictures(folder, images, seed):
-    """images.png and images.svg of the first test images (uint8 N×3×H×W)."""
+def write_pictures(folder, images, seed, rows, fitted):
+    """images.png and images.svg of the first test images (uint8 N×3×H×W) under the repairs in some rows."""
+    repairs = [name for name in REPAIRS if any(row["repair"] == name for row in rows)]
+    bits = sorted({row["bit"] for row in rows if row["bit"] is not None}, reverse=True)
     with matplotlib.rc_context(STYLE):
-        save(draw_images(images[:PICTURES], seed, CIFARDataset.NEIGHBOR_OFFSET), folder / "images")
+        save(draw_images(images[:PICTURES], seed, CIFARDataset.NEIGHBOR_OFFSET, bits, repairs, fitted), folder / "images")
 
 
 def main():

@@ -3,6 +3,7 @@
 import os
 import sys
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -10,6 +11,9 @@ from tqdm import tqdm
 
 from cli import UserError
 from evaluate import to_score
+
+
+PATIENCE = timedelta(days=1)  # with which processes wait for the others: one may have the slower share
 
 
 class Processes:
@@ -25,7 +29,7 @@ class Processes:
                 raise UserError(f"{wanted} processes want a GPU each, and {there} are there")
             torch.cuda.set_device(self.device)
         if self.number > 1:
-            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo", timeout=PATIENCE)
 
     def print(self, line):
         if self.rank == 0:

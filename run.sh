@@ -6,6 +6,7 @@
 #   ./run.sh tiny_imagenet    Tiny-ImageNet, after python trans.py
 #   ./run.sh cifar100
 #   ./run.sh test             the tests
+#   TRAIN=0 ./run.sh          no training; WSCONV=1 and SWEEP=0 can be given in this way, too
 #
 # Words after the data set go on to train_smaller.py: ./run.sh cifar10 --faulty_bit 5 --resume
 set -euo pipefail
@@ -13,15 +14,19 @@ cd "$(dirname "$0")"
 
 SESS=""         # checkpoint names, one or several; empty: <data set>_smaller, with WSCONV=1 <data set>_smaller_wsconv
 SEED="11111"    # one or several
-TRAIN=1         # 1: train anew (--resume goes on with an interrupted training); 0: use the checkpoint in checkpoint/
+TRAIN=${TRAIN:-1} # 1: train anew (--resume goes on with an interrupted training); 0: evaluate the checkpoint, or the packed one
 EPOCHS=""       # empty: those of train_smaller.py
-WSCONV=0        # 1: weight standardisation
+WSCONV=${WSCONV:-0} # 1: weight standardisation
 FAULTS="baseline faulty repaired_n repaired_s" # rows of the table; FAULTY_BIT, NEIGHBOR_OFFSET: see CIFARDataset.py
 NOISE=""        # sigma_val of weight noise, one or several: a row each, the mean of 10 runs
-SWEEP=1         # 1: after the table sweep.py measures all bits, repairs, rates and weight faults into results/; 0: not
+SWEEP=${SWEEP:-1} # 1: after the table sweep.py measures all bits, repairs, rates and weight faults into results/; 0: not
 RUNS=""         # of everything random in the sweep; empty: those of sweep.py, for the demo set 3
+REPAIRS=""      # of the sweep; empty: all, for the demo set those that take next to no time
 DATA="data"     # folder in which the data sets lie
 PROCESSES=1     # more than one: one for each GPU; training is then data-parallel, the sweep shared out
+
+# freed buffers stay with the process, in huge pages: makes training on CPUs faster (glibc; without effect elsewhere)
+export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=8589934592}
 
 fail() { echo "error: $1" >&2; exit 1; }
 
@@ -50,7 +55,9 @@ measure() {
     local output what accuracy noise status=0
     output=$(.venv/bin/python train_smaller.py "$@") || status=$?
     if [ $status = 3 ]; then
-        row "${*: -1}" "–"
+        what=${*: -2} # --mem_fault or --noise, and its value
+        what=${what#--mem_fault }
+        row "${what#--}" "–"
         return
     fi
     [ $status = 0 ] || exit 1
@@ -74,8 +81,11 @@ test)
 *) fail "'$dataset' is unknown: demo, cifar10, cifar100, tiny_imagenet or test" ;;
 esac
 for word in "$@"; do
+    [ "$word" != any ] && [ "$word" != --faulty_bit=any ] ||
+        fail "--faulty_bit any is for training alone: .venv/bin/python train_smaller.py --train, then TRAIN=0 $0"
     case ${word%%=*} in
     --train | --dataset) fail "$word is up to run.sh: TRAIN at its top, and the data set as its first word" ;;
+    --holdout) fail "--holdout is for trials of a recipe: .venv/bin/python train_smaller.py --train --holdout" ;;
     --sess | --seed | --wsconv | --no-wsconv) fail "$word names the checkpoint: edit SESS, SEED or WSCONV at the top of run.sh" ;;
     esac
 done
@@ -98,15 +108,15 @@ for sess in $SESS; do
             rows+=$(measure "${options[@]}" "$@" --mem_fault "$fault")$'\n'
         done
         for noise in $NOISE; do
-            rows+=$(measure "${options[@]}" "$@" --noise "$noise" --mem_fault baseline)$'\n'
+            rows+=$(measure "${options[@]}" "$@" --mem_fault baseline --noise "$noise")$'\n'
         done
         tables+=$'\n'$(row "${sess}_$seed" "acc. (%)")$'\n'"|$(printf -- '-%.0s' {1..46})|$(printf -- '-%.0s' {1..10}):|"$'\n'$rows
     done
 done
 echo "$tables"
 if [ "$SWEEP" = 1 ]; then
-    [ "$dataset" = demo ] && RUNS=${RUNS:-3}
+    [ "$dataset" = demo ] && RUNS=${RUNS:-3} REPAIRS=${REPAIRS:-repaired_n repaired_s constant_0 midpoint table left neighbors}
     replace=
     [ "$TRAIN" = 1 ] && replace=--replace # results of the net before this training are moved away
-    launch sweep.py --data "$DATA" --sess $SESS --seed $SEED ${RUNS:+--runs "$RUNS"} $replace
+    launch sweep.py --data "$DATA" --sess $SESS --seed $SEED ${RUNS:+--runs "$RUNS"} ${REPAIRS:+--repair $REPAIRS} $replace
 fi

@@ -10,12 +10,12 @@ what is missing, and other bits, rates or runs add to what is there.
 """
 
 import functools
+import math
 import os
 import shutil
 import sys
 from argparse import BooleanOptionalAction
 from contextlib import nullcontext
-from hashlib import sha256
 from pathlib import Path
 
 import torch
@@ -23,13 +23,14 @@ import torch
 import checkpoints
 import plot
 import tables
+from checkpoints import digest
 from cli import Parser, UserError, run, within
 from evaluate import evaluate
-from faults import MSB, REPAIRS, break_bit, image_bits, image_breaks, weight_flips, weight_noise
-from loader import EvalBatches, load
+from faults import MSB, REPAIRS, break_bit, get_bit, image_bits, image_breaks, mend, weight_flips, weight_noise
+from loader import EvalBatches, fitter, load
 from models.folded import Folded
 from processes import Processes
-from tables import BASELINE, Cell
+from tables import BASELINE, NOISES, Cell
 
 SESS = ["cifar10_smaller"]  # names of checkpoints
 SEED = [11111]  # theirs
@@ -84,7 +85,8 @@ def wanted_cells(args):
         cells += [Cell(fault, bit, level=1.0) for fault in ("stuck_at_0", "stuck_at_1")]
         for repair in args.repair:
             sources = {"repaired_n": range(MSB), "repaired_s": [MSB]}.get(repair, [None])
-            cells += [Cell("random", bit, repair, source, 1.0) for source in sources if source != bit]
+            if bit not in REPAIRS[repair].cannot:
+                cells += [Cell("random", bit, repair, source, 1.0) for source in sources if source != bit]
     cells += [Cell("random", bit, level=rate, run=run) for bit in args.rate_bits for rate in args.rate for run in runs]
     for fault, levels in (("noise", args.sigma), ("noise_relative", args.sigma), ("flips", args.flip)):
         cells += [Cell(fault, level=level, run=run) for level in levels for run in runs]
@@ -97,24 +99,21 @@ def random_bits(seed, shape):
 
 
 def faulty_images(cell, images, seed):
-    """What the net gets to see: uint8 N×3×H×W."""
+    """The images under the fault of a cell, unrepaired: uint8 N×3×H×W."""
     if cell.bit is None:
         return images
     reads = {"stuck_at_0": 0, "stuck_at_1": 1}.get(cell.fault)
     if reads is None:
         reads = random_bits(seed, images.shape)
     broken = image_breaks(seed, range(len(images)), images.shape[1:], cell.level) if cell.level < 1 else None
-    faulty = break_bit(images, cell.bit, reads, broken)
-    if not cell.repair:
-        return faulty
-    return REPAIRS[cell.repair](faulty, cell.bit, 0 if cell.source is None else cell.source - cell.bit)
+    return break_bit(images, cell.bit, reads, broken)
 
 
 def faulty_weights(cell, net, seed):
     """A context manager under which the net has the faulty weights; it yields the share flipped."""
     if cell.fault == "flips":
         return weight_flips(net, cell.level, seed)
-    if cell.fault in ("noise", "noise_relative"):
+    if cell.fault in NOISES:
         return weight_noise(net, cell.level, seed, relative=cell.fault == "noise_relative")
     return nullcontext()
 
@@ -130,36 +129,65 @@ def measure(cell, net, tester, batches, seed):
     return score, flipped
 
 
+def same_bits(clean, images, bit):
+    """Share of values, 0 to 1, whose bit is that of the clean images."""
+    return round((get_bit(clean, bit) == get_bit(images, bit)).double().mean().item(), 6)
+
+
+def psnr(clean, images):
+    """Peak signal-to-noise ratio over all values of all images, dB; None where nothing differs."""
+    errors = sum(((a.int() - b.int()) ** 2).sum().item() for a, b in zip(clean.split(1000), images.split(1000)))
+    return round(10 * math.log10(255**2 * clean.numel() / errors), 4) if errors else None
+
+
 class Session:
     """A checkpoint, as the net to evaluate, with its test images and its folder of results."""
 
     def __init__(self, sess, seed, args, device, test_sets):
-        self.path = checkpoints.path_of(sess, seed)
+        self.path = checkpoints.find(sess, seed)
         self.name, self.seed = f"{sess}_{seed}", seed
-        self.folder = Path(args.results) / self.name
-        self.csv = self.folder / "sweep.csv"
-        dataset, net, _ = checkpoints.load_net(self.path)
+        dataset, net, state = checkpoints.load_net(self.path)
+        self.packed = "signs" in state
         self.net = net.to(device, memory_format=torch.channels_last)
         self.tester = Folded(self.net) if args.fold else self.net
         if dataset not in test_sets:
             test_sets[dataset] = load(dataset, args.data, False, args.workers)
         self.images, self.labels = test_sets[dataset]
+        self.fitted = functools.cache(fitter(dataset, args.data, args.workers))
         self.what = {
             "dataset": dataset,
             "images": digest(self.images.numpy().tobytes() + self.labels.numpy().tobytes()),
             "sess": sess,
             "seed": seed,
-            "checkpoint": digest(self.path.read_bytes()),
+            "checkpoint": state["packed_from"] if self.packed else digest(self.path.read_bytes()),
             "n": len(self.labels),
         }
+        self.folder = Path(args.results) / self.name
+        if self.images_differ():
+            self.folder = self.folder.with_name(f"{self.name}_{self.what['images']}")
+
+    @property
+    def csv(self):
+        return self.folder / "sweep.csv"
+
+    def images_differ(self):
+        """Does the folder hold results of this net on other test images, such as another copy of the data set?"""
+        try:
+            rows = self.rows() if self.csv.is_file() else []
+        except UserError:
+            return False
+        return any(row["checkpoint"] == self.what["checkpoint"] and row["images"] != self.what["images"] for row in rows)
 
     def tidy(self, replace, say):
         """Make the folder and a sweep.csv: an empty one, or the one there is without its damaged lines."""
         try:
-            rows, damaged = tables.read(self.csv) if self.csv.exists() else ([], [])
-            foreign = self.foreign(rows)
+            try:
+                rows, damaged = tables.read(self.csv) if self.csv.exists() else ([], [])
+                foreign = self.foreign(rows)
+            except tables.OtherVersion:
+                rows, damaged, foreign = [], [], "another version of this project"
             if foreign and replace:
-                old = self.folder.with_name(f"{self.name}.old")
+                old = self.folder.with_name(f"{self.folder.name}.old")
                 shutil.rmtree(old, ignore_errors=True)
                 self.folder.rename(old)
                 say(f"{self.csv} held rows of {foreign}: now {old}")
@@ -188,14 +216,23 @@ class Session:
     def measure(self, cell):
         """The row of a cell."""
         seed = self.seed + cell.run
-        batches = EvalBatches(faulty_images(cell, self.images, seed), self.labels, next(self.net.parameters()).device)
+        images = faulty_images(cell, self.images, seed)
+        quality = {}
+        if cell.repair:
+            extra = cell.source if cell.repair == "repaired_n" else self.fitted(cell.repair, cell.bit)
+            images = mend(cell.repair, images, cell.bit, extra)
+        if cell.bit is not None:
+            quality["recovered"] = same_bits(self.images, images, cell.bit)
+            quality["psnr"] = psnr(self.images, images)
+        batches = EvalBatches(images, self.labels, next(self.net.parameters()).device)
         score, flipped = measure(cell, self.net, self.tester, batches, seed)
-        return tables.row_of(cell, score, **self.what, run_seed=seed, flipped=flipped)
+        return tables.row_of(cell, score, **self.what, run_seed=seed, flipped=flipped, **quality)
 
 
-def digest(data):
-    """The first 16 hexadecimal digits of the SHA-256 of bytes."""
-    return sha256(data).hexdigest()[:16]
+def turn(cell):
+    """When a cell's turn is: run by run, for what is random is drawn once; what takes long first, shared out evenly."""
+    slow = cell.repair is not None and REPAIRS[cell.repair].cost is None
+    return cell.run, not slow, cell.repair if slow else ""
 
 
 def sweep(args, processes):
@@ -210,7 +247,10 @@ def sweep(args, processes):
     todo = []
     for session in sessions:
         done = {tables.cell_of(row) for row in session.rows()}
-        todo += [(session, cell) for cell in sorted(cells, key=lambda cell: cell.run) if cell not in done]
+        possible = [cell for cell in cells if not (session.packed and cell.fault in NOISES)]
+        if len(possible) < len(cells):
+            processes.print(f"{session.path} is packed, without the latent weights that weight noise needs: no noise is measured")
+        todo += [(session, cell) for cell in sorted(possible, key=turn) if cell not in done]
     processes.wait()  # all know what is missing before the first row is added
     processes.print(f"{', '.join(session.name for session in sessions)}: {len(todo)} of {len(cells) * len(sessions)} cells to measure")
 
@@ -239,7 +279,7 @@ def write_up(sessions):
         tables.write_text(session.folder / "tables.md", tables.markdown(session.name, own, others))
         tables.write_text(session.folder / "summary.json", tables.summary(own))
         plot.write(session.folder, {session.name: own, **others})
-        plot.write_pictures(session.folder, session.images, session.seed)
+        plot.write_pictures(session.folder, session.images, session.seed, own, session.fitted)
         print(f"{session.folder}: sweep.csv, tables.md, summary.json, plots")
 
 

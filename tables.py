@@ -12,12 +12,13 @@ import statistics
 from typing import NamedTuple
 
 from cli import UserError
-from faults import MSB
+from faults import MSB, REPAIRS
 from files import write_whole
 from loader import DATASETS
 
 IMAGE_FAULTS = ("random", "stuck_at_0", "stuck_at_1")  # what a broken bit reads
-WEIGHT_FAULTS = ("noise", "noise_relative", "flips")
+NOISES = ("noise", "noise_relative")  # on the latent weights
+WEIGHT_FAULTS = (*NOISES, "flips")
 FAULTS = ("none", *IMAGE_FAULTS, *WEIGHT_FAULTS)
 LABELS = {
     "none": "no fault",
@@ -56,17 +57,17 @@ class Cell(NamedTuple):
 
 BASELINE = Cell("none")
 SAME = ("dataset", "images", "sess", "seed", "checkpoint", "n")  # columns that are the same in all rows of a file
-COLUMNS = (*SAME, *Cell._fields, "run_seed", "flipped", "correct", "correct5", "loss", "top1", "top5")
+COLUMNS = (*SAME, *Cell._fields, "run_seed", "flipped", "recovered", "psnr", "correct", "correct5", "loss", "top1", "top5")
 KINDS = {
     **dict.fromkeys(("seed", "bit", "source", "run", "run_seed", "n", "correct", "correct5"), int),
-    **dict.fromkeys(("level", "flipped", "loss", "top1", "top5"), float),
+    **dict.fromkeys(("level", "flipped", "recovered", "psnr", "loss", "top1", "top5"), float),
 }  # of the columns that are numbers
 
 
 def row_of(cell, score, **rest):
-    """The row of a measurement: its Cell, its Score (evaluate.py) and the columns given by name."""
+    """The row of a measurement: its Cell, its Score (evaluate.py) and the columns given by name; others stay empty."""
     rounded = {"loss": round(score.loss, 6), "top1": round(score.top1, 4), "top5": round(score.top5, 4)}
-    return {**rest, **cell._asdict(), "correct": score.correct, "correct5": score.correct5, **rounded}
+    return {**dict.fromkeys(COLUMNS), **rest, **cell._asdict(), "correct": score.correct, "correct5": score.correct5, **rounded}
 
 
 def cell_of(row):
@@ -89,7 +90,7 @@ def read(path):
     """
     text = path.read_text("utf-8", "replace")
     if not text.startswith(HEADER) and not HEADER.startswith(text):
-        raise UserError(f"{path} is no sweep.csv of this version: move it away, the sweep then measures all anew")
+        raise OtherVersion(f"{path} is no sweep.csv of this version")
     rows, damaged = [], []
     for number, line in enumerate(text.splitlines(keepends=True)[1:], 2):
         try:
@@ -113,6 +114,14 @@ def write(path, rows):
     write_text(path, HEADER + "".join(to_line(each[cell]) for cell in sorted(each, key=lambda cell: cell.order)))
 
 
+OF_IMAGES = ("recovered", "psnr")  # tables whose figures no net has a part in
+EXTRAS = ("flipped", "recovered", "psnr")  # columns of a Summary that not every row has
+
+
+class OtherVersion(UserError):
+    """A sweep.csv with other columns."""
+
+
 class Summary(NamedTuple):
     """All runs of one measurement. Accuracies in %."""
 
@@ -124,6 +133,8 @@ class Summary(NamedTuple):
     high: float
     top5: float
     flipped: float | None  # mean share of binary weights flipped, 0 to 1
+    recovered: float | None  # mean share of the broken bits that are as they were, 0 to 1
+    psnr: float | None  # of the images against the clean ones, dB, mean of the runs
 
 
 def interval(mean, std, runs, n):
@@ -155,17 +166,18 @@ def _summary(runs):
     mean = statistics.fmean(accuracies)
     top5 = statistics.fmean(100 * row["correct5"] / n for row in runs)
     std = statistics.stdev(accuracies) if len(runs) > 1 else None
-    flipped = None if runs[0]["flipped"] is None else statistics.fmean(row["flipped"] for row in runs)
-    return Summary(len(runs), n, mean, std, *interval(mean, std, len(runs), n), top5, flipped)
+    known = [[row[name] for row in runs if row[name] is not None] for name in EXTRAS]
+    extras = [statistics.fmean(values) if values else None for values in known]
+    return Summary(len(runs), n, mean, std, *interval(mean, std, len(runs), n), top5, *extras)
 
 
 def label(cell):
     """How the row of a table, or the line of a plot, is called that shows this cell."""
     if cell.repair is None:
         return LABELS[cell.fault]
-    if cell.source == MSB:
-        return f"repaired by MSB ({MSB})"
-    return cell.repair if cell.source is None else f"repaired by bit {cell.source}"
+    if cell.source is None:
+        return cell.repair
+    return f"repaired by {f'MSB ({MSB})' if cell.source == MSB else f'bit {cell.source}'}"
 
 
 class Table(NamedTuple):
@@ -175,18 +187,21 @@ class Table(NamedTuple):
 
 
 def layout(cells):
-    """{name: Table} of those tables that these cells fill, laid out as the original's."""
+    """{name: Table} of those tables that these cells ({Cell: Summary}) fill, laid out as the original's."""
     image = [cell for cell in cells if cell.fault in IMAGE_FAULTS]
     planes = [cell for cell in image if cell.level == 1]
+    judged = [cell for cell in planes if cells[cell].recovered is not None]
     shares = {cell.bit for cell in image if cell.level < 1}
     rates = [cell for cell in image if cell.bit in shares and cell.fault == "random" and not cell.repair]
-    noise = [cell for cell in cells if cell.fault in ("noise", "noise_relative")]
+    noise = [cell for cell in cells if cell.fault in NOISES]
     flips = [cell for cell in cells if cell.fault == "flips"]
     found = {
         "bits": _table("Broken bit planes", "accuracy (%)", planes, label, "bit"),
         "rates": _table("Share of a plane's bits broken, reading at random", "accuracy (%)", rates, _bit_label, "level"),
         "noise": _table("Weight noise", "σ_val", noise, label, "level"),
         "flips": _table("Weight bit errors", "probability", flips, label, "level"),
+        "recovered": _table("Broken bits that read, or were repaired, as they were (%)", "share", judged, label, "bit", "recovered"),
+        "psnr": _table("Peak signal-to-noise ratio of the images (dB)", "PSNR", judged, label, "bit", "psnr"),
     }
     return {name: table for name, table in found.items() if table.rows}
 
@@ -195,16 +210,21 @@ def _bit_label(cell):
     return f"bit {cell.bit}"
 
 
-def _table(title, corner, cells, row_label, field):
+def _rank(repair):
+    """Where a repair stands in faults.REPAIRS; before them no repair, after them one that is no longer there."""
+    return [None, *REPAIRS].index(repair) if repair in (None, *REPAIRS) else len(REPAIRS) + 1
+
+
+def _table(title, corner, cells, row_label, field, figure="mean"):
     lines = {}
-    for cell in sorted(cells, key=lambda cell: (cell.repair or "", FAULTS.index(cell.fault), -(cell.source or 0), cell.order)):
+    for cell in sorted(cells, key=lambda cell: (_rank(cell.repair), FAULTS.index(cell.fault), -(cell.source or 0), cell.order)):
         lines.setdefault(row_label(cell), {})[getattr(cell, field)] = cell
     values = sorted({getattr(cell, field) for cell in cells}, reverse=field == "bit")
     rows = []
     for name, found in lines.items():
-        clean = BASELINE if field == "level" or not rows else None  # a repair changes clean images, too
+        clean = BASELINE if figure == "mean" and (field == "level" or not rows) else None  # a repair changes clean images, too
         line = [clean, *map(found.get, values)]
-        rows.append((name, "mean", line))
+        rows.append((name, figure, line))
         if any(cell.fault in WEIGHT_FAULTS for cell in found.values()):
             rows.append(("signs flipped (%)", "flipped", line))
     headings = ["no fault", *(f"bit {bit}" for bit in values)] if field == "bit" else ["0", *(f"{level:g}" for level in values)]
@@ -215,6 +235,10 @@ def _own(summary, field):
     """What stands in a table of one session."""
     if field == "flipped":
         return f"{100 * (summary.flipped or 0):.3f}"
+    if field == "recovered":
+        return f"{100 * summary.recovered:.2f}"
+    if field == "psnr":
+        return "–" if summary.psnr is None else f"{summary.psnr:.2f}"
     spread = "" if summary.std is None else f" ± {summary.std:.3f}"
     return f"{summary.mean:.3f}{spread} [{summary.low:.2f}, {summary.high:.2f}]"
 
@@ -226,7 +250,9 @@ def _compared(summary, other, field):
 
 
 def _markdown(summaries, others=None):
-    for table in layout(summaries).values():
+    for kind, table in layout(summaries).items():
+        if others is not None and kind in OF_IMAGES:
+            continue
         yield f"### {table.title}\n"
         yield "| " + " | ".join(table.headings) + " |"
         yield "|---" + "|--:" * (len(table.headings) - 1) + "|"
@@ -240,6 +266,19 @@ def _markdown(summaries, others=None):
                 else:
                     texts.append(_compared(summaries[cell], others[cell], field))
             yield "| " + " | ".join(texts) + " |"
+        yield ""
+
+
+def _costs(summaries):
+    """A table of the repairs measured: what they do, and what they cost."""
+    rows = [(name, row) for name, row in REPAIRS.items() if any(cell.repair == name for cell in summaries)]
+    if rows:
+        yield "### The repairs\n"
+        yield "Operations and comparisons are for each of a pixel's three values.\n"
+        yield "| repair | puts in the broken bit's place | operations | comparisons | lines buffered | table bits |"
+        yield "|---|---|--:|--:|--:|--:|"
+        for name, row in rows:
+            yield f"| {' | '.join([name, row.what, *map(str, row.cost or ('offline', *'–––'))])} |"
         yield ""
 
 
@@ -259,6 +298,7 @@ def markdown(name, rows, others):
         "Student's t over the runs.\n",
         *_markdown(summaries),
     ]
+    lines += _costs(summaries)
     for other, other_rows in others.items():
         lines += [f"## {name} / {other} (difference)\n", *_markdown(summaries, summarize(other_rows))]
     return "\n".join(lines)

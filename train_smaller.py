@@ -9,6 +9,7 @@ Every constant below can be edited; an option of the same name overrides it.
 """
 
 import copy
+import functools
 import math
 import os
 import statistics
@@ -16,6 +17,7 @@ import time
 from argparse import BooleanOptionalAction
 from contextlib import nullcontext
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -25,12 +27,13 @@ import CIFARDataset
 import export_finn
 from cli import Parser, UserError, run, within
 from evaluate import evaluate, score, to_score
-from faults import MEM_FAULTS, Fault, weight_noise
-from loader import DATASETS, EvalBatches, TrainBatches, load, with_fault
+from faults import MSB, REPAIRS, Fault, ImpossibleRepair, weight_noise
+from loader import DATASETS, EvalBatches, TrainBatches, fitter, load, split, with_fault
 from models import LOSSES
 from models.costs import costs, table
 from models.folded import Folded
 from processes import Processes
+from training_faults import TrainingFaults
 
 # what
 DATASET = "cifar10"  # a row of loader.DATASETS
@@ -43,8 +46,11 @@ WSCONV = False  # weight standardisation in the convolutions
 MEM_FAULT = "baseline"
 NOISE = 0.0  # sigma_val of the weight noise in evaluation; its standard deviation is sigma_val²
 NOISE_RUNS = 10  # evaluations with fresh noise
+TRAIN_FLIP = 0.0  # probability that a binary weight has the other sign in a forward pass of training
+TRAIN_NOISE = 0.0  # standard deviation of noise on the latent weights in it, in units of each layer's RMS weight
 
 # training; a dict gives one value for each data set
+HOLDOUT = 0  # training images, always the same, that are tested on instead of the test set: to try out recipes
 RECIPE = "modern"
 RECIPES = {
     "modern": {
@@ -53,9 +59,11 @@ RECIPES = {
         "lr": 0.01,
         "init": 0.05,
         "schedule": "cosine",
-        "batch_size": {"cifar10": 256, "cifar100": 256, "tiny_imagenet": 256, "demo": 64},
-        "epochs": {"cifar10": 30, "cifar100": 30, "tiny_imagenet": 30, "demo": 6},
+        "batch_size": {"cifar10": 128, "cifar100": 128, "tiny_imagenet": 256, "demo": 64},
+        "epochs": {"cifar10": 25, "cifar100": 25, "tiny_imagenet": 30, "demo": 6},
         "duplicate": 1,
+        "smoothing": 0.0,
+        "clip": math.inf,
     },
     "reference": {
         "optimizer": "adam",
@@ -66,8 +74,11 @@ RECIPES = {
         "batch_size": 2048,
         "epochs": 600,
         "duplicate": {"cifar10": 10, "cifar100": 10, "tiny_imagenet": 3, "demo": 10},
+        "smoothing": 0.0,
+        "clip": math.inf,
     },
 }
+PRETRAINED = ""  # checkpoint, packed or not, whose binary weights and statistics training starts from; empty: random ones
 LOSS = "ce"
 DECAY = 0.0  # weight decay
 BETAS = (0.9, 0.999)  # Adam
@@ -76,8 +87,18 @@ WARMUP = 200  # steps of the cosine schedule, at most a tenth of all steps
 STEP = (80, 0.2, 480)  # of the step schedule: every so many epochs, times this, not after
 STEP_WSCONV = (60, 0.5, math.inf)
 
+# of checkpoints from before these were options
+OLDER = {"holdout": 0, "train_flip": 0.0, "train_noise": 0.0, "pretrained": "", "smoothing": 0.0, "clip": math.inf}
+
 # machine
 WORKERS = os.cpu_count()  # threads that decode Tiny-ImageNet, the first time
+
+
+def bit_or_any(text):
+    return text if text == "any" else int(text)
+
+
+bit_or_any.__name__ = "bit"  # what argparse calls it
 
 
 def parse():
@@ -94,8 +115,12 @@ def parse():
     parser.add_argument("--export_finn", action="store_true", help="afterwards write the QONNX file (export_finn.py)")
 
     group = parser.add_argument_group("faults")
-    group.add_argument("--mem_fault", help=f"{', '.join(MEM_FAULTS)}; default {MEM_FAULT}")
-    group.add_argument("--faulty_bit", type=int, help=f"0 (LSB) to 7 (MSB), default {CIFARDataset.FAULTY_BIT}")
+    group.add_argument("--mem_fault", help=f"baseline, faulty, {', '.join(REPAIRS)}; default {MEM_FAULT}")
+    group.add_argument(
+        "--faulty_bit",
+        type=bit_or_any,
+        help=f"0 (LSB) to 7 (MSB), default {CIFARDataset.FAULTY_BIT}; with --train also any: for each batch another, or none",
+    )
     group.add_argument(
         "--neighbor_offset", type=int, help=f"repaired_n copies from here, default {CIFARDataset.NEIGHBOR_OFFSET}"
     )
@@ -106,18 +131,33 @@ def parse():
         help=f"sigma_val of weight noise in evaluation, mean of {NOISE_RUNS} runs; default %(default)s",
     )
 
+    group.add_argument(
+        "--train_flip", type=within(float, 0, 0.5), help=f"share of weights flipped in each step of training, default {TRAIN_FLIP}"
+    )
+    group.add_argument(
+        "--train_noise", type=within(float, 0), help=f"noise in each step of training, in RMS weights, default {TRAIN_NOISE}"
+    )
+
     group = parser.add_argument_group("training")
     group.add_argument("--recipe", choices=RECIPES, help=f"defaults of the options below, default {RECIPE}")
     group.add_argument("--optimizer", choices=("adam", "sgd"))
     group.add_argument("--amsgrad", action=BooleanOptionalAction, help="of Adam")
     group.add_argument("--lr", type=within(float, 0, open_low=True), help="learning rate for one process")
     group.add_argument("--init", type=within(float, 0, open_low=True), help="latent weights start in ± this")
+    group.add_argument("--pretrained", help="checkpoint whose signs and statistics to start from, latent weights at ± --init")
     group.add_argument("--schedule", choices=("cosine", "step"), help="of the learning rate")
     group.add_argument("--batch-size", type=within(int, 2), help="images per process")
     group.add_argument("--epochs", type=within(int, 1))
     group.add_argument("--duplicate", type=within(int, 1), help="times each image comes in one pass; counts as epochs")
     group.add_argument("--loss", choices=LOSSES, help=f"cross-entropy or squared hinge, default {LOSS}")
+    group.add_argument("--smoothing", type=within(float, 0, 1), help="label smoothing of the cross-entropy")
+    group.add_argument("--clip", type=within(float, 0, open_low=True), help="latent weights stay in ± this")
     group.add_argument("--decay", type=within(float, 0), help=f"weight decay, default {DECAY}")
+    group.add_argument(
+        "--holdout",
+        type=within(int, 0),
+        help=f"test on so many training images, which are then not trained on, instead of the test set; default {HOLDOUT}",
+    )
 
     group = parser.add_argument_group("machine")
     group.add_argument("--workers", type=within(int, 1), default=WORKERS, help="decoding threads, default %(default)s")
@@ -141,14 +181,20 @@ def settle(args, processes):
         "mem_fault": MEM_FAULT,
         "faulty_bit": CIFARDataset.FAULTY_BIT,
         "neighbor_offset": CIFARDataset.NEIGHBOR_OFFSET,
+        "train_flip": TRAIN_FLIP,
+        "train_noise": TRAIN_NOISE,
+        "pretrained": PRETRAINED,
         "loss": LOSS,
         "decay": DECAY,
+        "holdout": HOLDOUT,
         **{name: value[dataset] if isinstance(value, dict) else value for name, value in RECIPES[recipe].items()},
     }
     given = {name: getattr(args, name) for name in defaults if getattr(args, name) is not None}
     options = {"dataset": dataset, "seed": args.seed, "recipe": recipe, **defaults, **given, "processes": processes}
     if options["epochs"] % options["duplicate"]:
         raise UserError(f"--epochs {options['epochs']} is no multiple of --duplicate {options['duplicate']}")
+    if options["smoothing"] and options["loss"] != "ce":
+        raise UserError(f"--smoothing is of the cross-entropy: 0 with --loss {options['loss']}")
     return options
 
 
@@ -181,10 +227,15 @@ def learning_rate(step, steps_per_pass, options):
 
 def make_optimizer(net, options):
     lr = options["lr"] * options["processes"]
-    if options["optimizer"] == "sgd":
-        return torch.optim.SGD(net.parameters(), lr, momentum=MOMENTUM, weight_decay=options["decay"])
     decay, amsgrad = options["decay"], options["amsgrad"]
-    return torch.optim.Adam(net.parameters(), lr, BETAS, weight_decay=decay, amsgrad=amsgrad, fused=True)
+    if options["optimizer"] == "sgd":
+        optimizer = torch.optim.SGD(net.parameters(), lr, momentum=MOMENTUM, weight_decay=decay)
+    else:
+        optimizer = torch.optim.Adam(net.parameters(), lr, BETAS, weight_decay=decay, amsgrad=amsgrad, fused=True)
+    if options["clip"] < math.inf:
+        latent = [layer.weight.data for layer in net.binary_layers()]
+        optimizer.register_step_post_hook(lambda *_: [w.clamp_(-options["clip"], options["clip"]) for w in latent])
+    return optimizer
 
 
 def bf16_is_fast(device):
@@ -209,7 +260,7 @@ def compiled(net, batch_size, size, device, autocast, layout, say=print):
     return fast
 
 
-def train_pass(model, batches, batch_size, compute_loss, optimizer, scheduler, autocast, layout):
+def train_pass(model, batches, batch_size, compute_loss, optimizer, scheduler, autocast, layout, faults):
     """One optimiser step for each batch. Returns score() and loss summed over the images, as tensors, and the last lr.
 
     Only batches of `batch_size` run compiled: another size would be compiled once more, for one step of a pass.
@@ -218,11 +269,12 @@ def train_pass(model, batches, batch_size, compute_loss, optimizer, scheduler, a
     model.train()
     for images, labels in batches:
         images = images.contiguous(memory_format=layout)
-        with autocast, torch.compiler.set_stance("default" if len(images) == batch_size else "force_eager"):
-            logits = model(images)
-            loss = compute_loss(logits, labels)
-        optimizer.zero_grad()
-        loss.backward()
+        with faults.at(scheduler.last_epoch):
+            with autocast, torch.compiler.set_stance("default" if len(images) == batch_size else "force_eager"):
+                logits = model(images)
+                loss = compute_loss(logits, labels)
+            optimizer.zero_grad()
+            loss.backward()
         lr = scheduler.get_last_lr()[0]
         optimizer.step()
         scheduler.step()
@@ -231,26 +283,58 @@ def train_pass(model, batches, batch_size, compute_loss, optimizer, scheduler, a
     return sums, loss_sum, lr
 
 
+def image_faults(options, fitted):
+    """The faults that the batches are trained with: one, or of --faulty_bit any one for each batch, none among them."""
+    what, offset = options["mem_fault"], options["neighbor_offset"]
+    if options["faulty_bit"] != "any":
+        return [Fault.of(what, options["faulty_bit"], offset, fitted)]
+    if what == "baseline":
+        raise UserError("--faulty_bit any needs a fault: --mem_fault faulty, or a repair")
+    faults = [Fault.of("baseline", 0, 0)]
+    for bit in range(MSB + 1):
+        try:
+            faults.append(Fault.of(what, bit, offset, fitted))
+        except ImpossibleRepair as error:
+            impossible = error
+    if len(faults) == 1:
+        raise impossible
+    return faults
+
+
+def held_out(images, labels, number):
+    """Of training images and labels the ones to train on, and `number` held out: ((images, labels), (images, labels))."""
+    if number >= len(labels):
+        raise UserError(f"{number} of {len(labels)} training images held out leave none to train on")
+    return [(images[part], labels[part]) for part in split(len(labels), number)]
+
+
 def make_batches(args, options, processes):
-    """The training batches, and this process's share of the test batches, with the fault of `options`."""
-    fault = Fault.of(options["mem_fault"], options["faulty_bit"], options["neighbor_offset"])
+    """The training batches, and this process's share of the test batches, with the fault of `options`.
+
+    With faults of more than one bit the test images are clean.
+    """
     name, seed, device = options["dataset"], options["seed"], processes.device
     with processes.first_alone():  # the others then find what it downloads, makes or caches
+        faults = image_faults(options, fitter(name, args.data, args.workers))
         images, labels = load(name, args.data, True, args.workers)
-        test_images, test_labels = load(name, args.data, False, args.workers)
+        if options["holdout"]:
+            (images, labels), (test_images, test_labels) = held_out(images, labels, options["holdout"])
+        else:
+            test_images, test_labels = load(name, args.data, False, args.workers)
     batches = TrainBatches(
         images,
         labels,
         batch_size=options["batch_size"],
         padding=DATASETS[name].padding,
-        fault=fault,
+        faults=faults,
         seed=seed,
         device=device,
         duplicate=options["duplicate"],
         rank=processes.rank,
         world=processes.number,
     )
-    test_images = with_fault(test_images, fault, seed)
+    if len(faults) == 1:
+        test_images = with_fault(test_images, faults[0], seed)
     return batches, EvalBatches(processes.share(test_images), processes.share(test_labels), device)
 
 
@@ -259,6 +343,8 @@ def train(args, processes):
     path = checkpoints.path_of(args.sess, args.seed)
     saved = checkpoints.load(path) if args.resume else None
     if saved:
+        if "options" in saved:
+            saved["options"] = {**OLDER, **saved["options"]}
         check_resumable(path, saved.get("options"), args, processes.number)
     options = saved["options"] if saved else settle(args, processes.number)
     if saved and saved["epoch"] >= options["epochs"]:
@@ -268,7 +354,10 @@ def train(args, processes):
     batches, test_batches = make_batches(args, options, processes)
 
     torch.manual_seed(options["seed"])
-    net = checkpoints.build_net(options["dataset"], options["wsconv"], options["init"])
+    if options["pretrained"] and not saved:
+        net = checkpoints.restart_net(Path(options["pretrained"]), options["dataset"], options["wsconv"], options["init"])
+    else:
+        net = checkpoints.build_net(options["dataset"], options["wsconv"], options["init"])
     if saved:
         net = checkpoints.restore_net(path, saved, options["dataset"], options["wsconv"])
     layout = torch.channels_last if args.channels_last else torch.contiguous_format
@@ -276,6 +365,9 @@ def train(args, processes):
     optimizer = make_optimizer(net, options)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, len(batches), options))
     compute_loss = LOSSES[options["loss"]]
+    if options["smoothing"]:
+        compute_loss = functools.partial(compute_loss, label_smoothing=options["smoothing"])
+    faults = TrainingFaults(net, options["train_flip"], options["train_noise"], options["seed"])
     log, epoch = [], 0
     if saved:
         optimizer.load_state_dict(saved["optimizer"])
@@ -307,7 +399,7 @@ def train(args, processes):
             start = time.monotonic()
             steps = processes.bar(batches.epoch(epoch), f"epoch {epoch + options['duplicate']}", len(batches))
             sums, loss_sum, lr = train_pass(
-                model, steps, options["batch_size"], compute_loss, optimizer, scheduler, autocast, layout
+                model, steps, options["batch_size"], compute_loss, optimizer, scheduler, autocast, layout, faults
             )
             trained = to_score(processes.sum(sums))
             loss = processes.sum(loss_sum).item() / trained.n
@@ -358,19 +450,32 @@ def train(args, processes):
 
 def test(args, processes):
     """Evaluate the checkpoint once under one fault setting; under weight noise, NOISE_RUNS times."""
-    path = checkpoints.path_of(args.sess, args.seed)
+    path = checkpoints.find(args.sess, args.seed)
     name, net, state = checkpoints.load_net(path, args.dataset, args.wsconv)
-    fault = Fault.of(
-        args.mem_fault or MEM_FAULT,
-        CIFARDataset.FAULTY_BIT if args.faulty_bit is None else args.faulty_bit,
-        CIFARDataset.NEIGHBOR_OFFSET if args.neighbor_offset is None else args.neighbor_offset,
-    )
+    if "signs" in state:
+        processes.print(f"no trained {checkpoints.path_of(args.sess, args.seed)} here: using the packed net, signs and statistics only")
+        if args.noise:
+            raise checkpoints.NoLatentWeights(
+                f"weight noise needs latent weights, and {path} holds signs only: train it with --train"
+            )
+    if args.faulty_bit == "any":
+        raise UserError("--faulty_bit any is for --train: an evaluation is of one bit, and sweep.py measures all")
+    holdout = HOLDOUT if args.holdout is None else args.holdout
     with processes.first_alone():
-        images, labels = load(name, args.data, False, args.workers)
+        fault = Fault.of(
+            args.mem_fault or MEM_FAULT,
+            CIFARDataset.FAULTY_BIT if args.faulty_bit is None else args.faulty_bit,
+            CIFARDataset.NEIGHBOR_OFFSET if args.neighbor_offset is None else args.neighbor_offset,
+            fitter(name, args.data, args.workers),
+        )
+        if holdout:
+            _, (images, labels) = held_out(*load(name, args.data, True, args.workers), holdout)
+        else:
+            images, labels = load(name, args.data, False, args.workers)
     faulty = with_fault(images, fault, args.seed)
     batches = EvalBatches(processes.share(faulty), processes.share(labels), processes.device)
     net.to(processes.device, memory_format=torch.channels_last if args.channels_last else torch.contiguous_format)
-    processes.print(f"{path} (epoch {state['epoch']}), {DATASETS[name].title}, {len(labels)} test images: {fault}")
+    processes.print(f"{path} (epoch {state['epoch']}), {DATASETS[name].title}, {len(labels)} {'held-out' if holdout else 'test'} images: {fault}")
 
     tester = Folded(net) if args.fold else net
     scores, flips = [], []

@@ -3,6 +3,7 @@
 
     python bench/train.py --data data                      # CIFAR-10 net
     python bench/train.py --data data --dataset demo
+    python bench/train.py --parts                          # where the time of our step goes
 
 usual: torchvision's CIFAR10 and transforms in a DataLoader, Brevitas' layers, float32, eager.
 ours: train_smaller.py's batches and step. Both on the same images, net, batch size and optimiser, in turn, so
@@ -30,10 +31,14 @@ from demo import Demo
 from faults import Fault
 from loader import TrainBatches, load
 from models import CNV, TOPOLOGIES
+from models.costs import costs
+from training_faults import TrainingFaults
 
 ROUNDS = 5
 STEPS = 6  # of each way in a round
 BATCH_SIZE = train_smaller.RECIPES["modern"]["batch_size"]["cifar10"]
+WARM_UP = 3  # steps before those that count, with --parts
+LARGE = 4096  # rows and columns of the product that tells the machine's limit
 WORKERS = 2  # DataLoader processes
 KINDS = {"cifar10": CIFAR10, "demo": Demo}
 
@@ -69,27 +74,90 @@ def usual_steps(args, device):
             yield
 
 
-def our_steps(args, device):
-    """The same of ours."""
+def our_training(args, device):
+    """Net, compiled net, batches, optimiser and autocast of train_smaller.py."""
     images, labels = load(args.dataset, args.data, True)
     fault = Fault.of("baseline", 0, 0)
-    batches = TrainBatches(images, labels, BATCH_SIZE, padding=4, fault=fault, seed=0, device=device)
+    batches = TrainBatches(images, labels, BATCH_SIZE, padding=4, faults=[fault], seed=0, device=device)
     net = CNV(TOPOLOGIES["cifar_smaller"], 10).to(device, memory_format=torch.channels_last)
     options = {**train_smaller.RECIPES["modern"], "decay": train_smaller.DECAY, "processes": 1}
     optimizer = train_smaller.make_optimizer(net, options)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=train_smaller.bf16_is_fast(device))
     model = train_smaller.compiled(net, BATCH_SIZE, batches.size, device, autocast, torch.channels_last)
+    return net, model, batches, optimizer, autocast
+
+
+def our_steps(args, device):
+    """The same of ours."""
+    net, model, batches, optimizer, autocast = our_training(args, device)
+    faults = TrainingFaults(net, args.train_flip, args.train_noise, 0)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
     epoch = 0
     while True:
         steps = batches.epoch(epoch)
-        for _ in range(len(images) // BATCH_SIZE):
+        for _ in range(len(batches.labels) // BATCH_SIZE):
             one = islice(steps, 1)
             train_smaller.train_pass(
-                model, one, BATCH_SIZE, F.cross_entropy, optimizer, scheduler, autocast, torch.channels_last
+                model, one, BATCH_SIZE, F.cross_entropy, optimizer, scheduler, autocast, torch.channels_last, faults
             )
             yield
         epoch += 1
+
+
+def parts(args, device):
+    """Print which share of our step is what, and what its products reach of the rate of one large product."""
+    net, model, batches, optimizer, autocast = our_training(args, device)
+    times = {"data": [], "forward": [], "backward": [], "optimiser": []}
+
+    def clock():
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    faults = TrainingFaults(net, args.train_flip, args.train_noise, 0)
+    for number, (images, labels) in enumerate(islice(timed(batches.epoch(0), times["data"], clock), WARM_UP + args.rounds * STEPS)):
+        start = clock()
+        with faults.at(number):
+            with autocast:
+                loss = F.cross_entropy(model(images.contiguous(memory_format=torch.channels_last)), labels)
+            forward = clock()
+            optimizer.zero_grad()
+            loss.backward()
+        backward = clock()
+        optimizer.step()
+        times["forward"].append(forward - start)
+        times["backward"].append(backward - forward)
+        times["optimiser"].append(clock() - backward)
+    medians = {name: statistics.median(values[WARM_UP:]) for name, values in times.items()}
+    step = sum(medians.values())
+
+    _, first, *_, total = costs(net.topology, net.classes)
+    operations = 2 * BATCH_SIZE * (3 * total.macs - first.macs)  # forward, by inputs, by weights; not by the images
+    dtype = torch.bfloat16 if train_smaller.bf16_is_fast(device) else torch.float32
+    a, b = (torch.randn(LARGE, LARGE, device=device).to(dtype) for _ in range(2))
+    product = []
+    for _ in range(5):
+        start = clock()
+        a @ b
+        product.append(clock() - start)
+    limit = 2 * LARGE**3 / statistics.median(product)
+    shares = ", ".join(f"{name} {100 * value / step:.0f} %" for name, value in medians.items())
+    print(
+        f"{device.type}, {torch.get_num_threads()} threads, batch {BATCH_SIZE}: {BATCH_SIZE / step:.0f} images/s; {shares}; "
+        f"the products of a step at {operations / step / 1e9:.0f} of {limit / 1e9:.0f} GFLOPS, {100 * operations / step / limit:.0f} %"
+    )
+
+
+def timed(items, times, clock):
+    """The items, and in `times` how long each took to make."""
+    items = iter(items)
+    while True:
+        start = clock()
+        item = next(items, None)
+        if item is None:
+            return
+        times.append(clock() - start)
+        yield item
 
 
 def rate(steps, count, device):
@@ -107,8 +175,13 @@ def main():
     parser.add_argument("--dataset", choices=KINDS, default="cifar10")
     parser.add_argument("--data", default="data")
     parser.add_argument("--rounds", type=within(int, 1), default=ROUNDS)
+    parser.add_argument("--train_flip", type=within(float, 0, 0.5), default=0.0, help="as of train_smaller.py, in our step")
+    parser.add_argument("--train_noise", type=within(float, 0), default=0.0, help="likewise")
+    parser.add_argument("--parts", action="store_true", help="where the time of our step goes, instead")
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if args.parts:
+        return parts(args, device)
     ways = {"usual": usual_steps(args, device), "ours": our_steps(args, device)}
     for steps in ways.values():
         rate(steps, 2, device)  # workers start, kernels are compiled

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from brevitas.nn import QuantConv2d, QuantIdentity, QuantLinear
 from torch import nn
 
-from models.quant import BinaryActivation, BinaryWeight, InputQ1_7, TensorNorm
+from models.quant import BinaryActivation, BinaryWeight, InputQ1_7, MaxPool2x2, TensorNorm
 from models.wsconv import WSConv2d
 
 EPS = 1e-4  # of every batch norm
@@ -64,7 +64,7 @@ class CNV(nn.Module):
                 QuantIdentity(act_quant=BinaryActivation),
             ]
             if pool:
-                self.conv_features.append(nn.MaxPool2d(2))
+                self.conv_features.append(MaxPool2x2())
             channels = width
 
         self.linear_features = nn.ModuleList()

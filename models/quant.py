@@ -83,3 +83,40 @@ class TensorNorm(nn.Module):
                 self.running_mean.lerp_(mean.detach().view(1), self.momentum)
                 self.running_var.lerp_(x.detach().var(unbiased=True).view(1), self.momentum)
         return (x - mean) / (var + self.eps).sqrt() * self.weight + self.bias
+
+
+class MaxPool2x2(nn.MaxPool2d):
+    """nn.MaxPool2d(2): the same values and gradients, in a form that torch.compile makes fast on CPUs."""
+
+    def __init__(self):
+        super().__init__(2)
+
+    def forward(self, x):
+        if self.training and torch.compiler.is_compiling() and x.shape[2] % 2 == x.shape[3] % 2 == 0:
+            return FirstLargest.apply(x)
+        return super().forward(x)
+
+
+class FirstLargest(torch.autograd.Function):
+    """Largest value of each 2×2 window, float N×C×H×W -> N×C×H/2×W/2, H and W even.
+
+    The gradient goes to the first largest one, row by row, as that of F.max_pool2d does; ±1 often tie.
+    """
+
+    @staticmethod
+    def forward(ctx, x):
+        corners = [x[:, :, i::2, j::2] for i in (0, 1) for j in (0, 1)]
+        largest, first = corners[0], torch.zeros_like(corners[0], dtype=torch.int8)
+        for number, corner in enumerate(corners[1:], 1):
+            first = first.masked_fill(corner > largest, number)
+            largest = torch.maximum(largest, corner)
+        ctx.save_for_backward(first)
+        return largest
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (first,) = ctx.saved_tensors
+        rows, columns = (torch.arange(2 * size, device=first.device) for size in first.shape[2:])
+        corner = rows[:, None] % 2 * 2 + columns % 2  # H×W
+        window = (..., rows[:, None] // 2, columns // 2)
+        return gradient[window].where(first[window] == corner, 0)

@@ -3,6 +3,9 @@
 import pickle
 
 import numpy as np
+import torch
+
+import checkpoints
 
 
 def write_cifar10(root, rows=6, protocol=2):
@@ -16,3 +19,24 @@ def write_cifar10(root, rows=6, protocol=2):
         (folder / name).write_bytes(pickle.dumps(entry, protocol=protocol))
     (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}, protocol=protocol))
     return folder
+
+
+def save_checkpoint(net, sess, dataset, wsconv, seed=11111, acc=10.0):
+    """A checkpoint of `net` as after one epoch, without what only resuming needs. Returns its path."""
+    path = checkpoints.path_of(sess, seed)
+    state = {"net": net.state_dict(), "acc": acc, "epoch": 1, "rng_state": torch.get_rng_state(), "log": [{"epoch": 1}]}
+    checkpoints.save(path, {**state, "options": {"dataset": dataset, "wsconv": wsconv}})
+    return path
+
+
+def trained_net(dataset, wsconv=False, init=0.3):
+    """A random net as after some training: statistics under which its activations vary, latents not standardised."""
+    net = checkpoints.build_net(dataset, wsconv, init)
+    net.train()
+    size = net.topology.size
+    with torch.no_grad():
+        for _ in range(20):
+            net(torch.rand(16, 3, size, size))
+        for layer in net.binary_layers():
+            layer.weight.mul_(1.7).add_(0.02)
+    return net

@@ -246,7 +246,7 @@ def to_bytes(images):
 def test_a_pass_hands_out_every_image_once_and_processes_share_it(count, batch_size, world, duplicate):
     images, labels = numbered(count)
     ranks = [
-        list(TrainBatches(images, labels, batch_size, 0, BASELINE, 1, CPU, duplicate, rank, world).epoch(0))
+        list(TrainBatches(images, labels, batch_size, 0, [BASELINE], 1, CPU, duplicate, rank, world).epoch(0))
         for rank in range(world)
     ]
     assert len({len(batches) for batches in ranks}) == 1
@@ -256,7 +256,7 @@ def test_a_pass_hands_out_every_image_once_and_processes_share_it(count, batch_s
     for batches in ranks:
         for images, labels in batches:
             assert (to_bytes(images)[:, 0].amax((1, 2)) == labels).all()
-    alone = TrainBatches(*numbered(count), batch_size * world, 0, BASELINE, 1, CPU, duplicate)
+    alone = TrainBatches(*numbered(count), batch_size * world, 0, [BASELINE], 1, CPU, duplicate)
     for step, (images, labels) in enumerate(alone.epoch(0)):  # the processes' batches are shares of one
         together = torch.cat([batches[step][1] for batches in ranks])
         assert sorted(together.tolist()) == sorted(labels.tolist())
@@ -264,7 +264,7 @@ def test_a_pass_hands_out_every_image_once_and_processes_share_it(count, batch_s
 
 def test_augmentation_against_numpy():
     images, labels = numbered(200)
-    batches = TrainBatches(images, labels, 200, 2, BASELINE, 3, CPU)
+    batches = TrainBatches(images, labels, 200, 2, [BASELINE], 3, CPU)
     cut, order = next(iter(batches.epoch(0)))
     shifts, flips = Counter(), Counter()
     for image, label in zip(to_bytes(cut).numpy(), order.tolist()):
@@ -283,7 +283,7 @@ def test_augmentation_against_numpy():
 
 def test_passes_differ_and_repeat():
     images, labels = numbered(50)
-    batches = TrainBatches(images, labels, 16, 2, Fault.of("faulty", 6, -1), 3, CPU)
+    batches = TrainBatches(images, labels, 16, 2, [Fault.of("faulty", 6, -1)], 3, CPU)
     first, second, again = (list(batches.epoch(epoch)) for epoch in (0, 1, 0))
     assert all(torch.equal(a, b) and torch.equal(c, d) for (a, c), (b, d) in zip(first, again))
     assert not torch.equal(torch.cat([labels for _, labels in first]), torch.cat([labels for _, labels in second]))
@@ -292,9 +292,9 @@ def test_passes_differ_and_repeat():
 @pytest.mark.parametrize("mem_fault,bit,offset", [("faulty", 6, -1), ("repaired_n", 5, 2), ("repaired_s", 4, -1)])
 def test_training_images_get_the_fault_after_augmentation(mem_fault, bit, offset):
     images, labels = torch.randint(0, 256, (64, 3, 8, 8), dtype=torch.uint8), torch.arange(64)
-    clean = to_bytes(next(iter(TrainBatches(images, labels, 64, 2, BASELINE, 3, CPU).epoch(0)))[0])
+    clean = to_bytes(next(iter(TrainBatches(images, labels, 64, 2, [BASELINE], 3, CPU).epoch(0)))[0])
     fault = Fault.of(mem_fault, bit, offset)
-    result = to_bytes(next(iter(TrainBatches(images, labels, 64, 2, fault, 3, CPU).epoch(0)))[0])
+    result = to_bytes(next(iter(TrainBatches(images, labels, 64, 2, [fault], 3, CPU).epoch(0)))[0])
     rest = clean - clean // 2**bit % 2 * 2**bit
     if mem_fault == "faulty":
         assert set((result - rest).unique().tolist()) == {0, 2**bit}

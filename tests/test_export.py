@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from made import write_cifar10
+from made import save_checkpoint, trained_net, write_cifar10
 
 import checkpoints
 import export_finn
@@ -21,17 +21,8 @@ FILE = Path("export_finn/ckpt.t7.cifar10_smaller_11111.qonnx.onnx")
 
 
 def save_net(sess, dataset="cifar10", wsconv=False):
-    """A checkpoint of a random net whose latent weights are not standardised and whose statistics are not trivial."""
-    net = checkpoints.build_net(dataset, wsconv, init=0.3)
-    size = net.topology.size
-    with torch.no_grad():
-        net(torch.rand(8, 3, size, size))
-        for layer in net.binary_layers():
-            layer.weight.mul_(1.7).add_(0.05)
-    state = {"net": net.state_dict(), "acc": 12.5, "epoch": 1, "rng_state": torch.get_rng_state(), "log": [{"epoch": 1}]}
-    path = checkpoints.path_of(sess, 11111)
-    checkpoints.save(path, {**state, "options": {"dataset": dataset, "wsconv": wsconv}})
-    return path
+    """A checkpoint of a random net."""
+    return save_checkpoint(trained_net(dataset, wsconv), sess, dataset, wsconv, acc=12.5)
 
 
 @pytest.fixture

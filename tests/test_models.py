@@ -11,7 +11,7 @@ from brevitas_examples.bnn_pynq.models.losses import SqrHingeLoss
 from brevitas_examples.bnn_pynq.models.tensor_norm import TensorNorm as BrevitasTensorNorm
 
 from models import CNV, TOPOLOGIES, Topology, squared_hinge
-from models.quant import BinaryWeight, TensorNorm
+from models.quant import BinaryWeight, FirstLargest, TensorNorm
 from models.wsconv import WSConv2d, WSLinear, standardize
 
 BREVITAS = Topology(
@@ -193,3 +193,16 @@ def test_squared_hinge_equals_brevitas():
     other.backward()
     torch.testing.assert_close(loss, other)
     torch.testing.assert_close(gradient, logits.grad)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compiled_form_of_the_max_pool(dtype):
+    images = torch.randint(-1, 2, (3, 5, 6, 8)).to(dtype)  # many ties
+    gradient = torch.randn(3, 5, 3, 4).to(dtype)
+    results = []
+    for pool in (torch.nn.MaxPool2d(2), FirstLargest.apply):
+        x = images.clone().requires_grad_()
+        y = pool(x)
+        y.backward(gradient)
+        results.append((y, x.grad))
+    assert all(torch.equal(*pair) for pair in zip(*results))

@@ -91,8 +91,8 @@ def test_demo_from_training_to_the_tables(project):
     cells = [("none", "", "", ""), ("random", "6", "", ""), ("random", "6", "repaired_n", "5"), ("random", "6", "repaired_s", "7")]
     assert [f"{float(swept[cell]):.3f}" for cell in cells] == accuracies  # those of the short table
 
-    edit(project, "run.sh", "TRAIN=1 ", "TRAIN=0 ")
-    edit(project, "run.sh", "SWEEP=1 ", "SWEEP=0 ")
+    edit(project, "run.sh", "TRAIN:-1", "TRAIN:-0")
+    edit(project, "run.sh", "SWEEP:-1", "SWEEP:-0")
     edit(project, "run.sh", 'NOISE="" ', 'NOISE="0.1"')
     edit(project, "run.sh", 'FAULTS="baseline faulty repaired_n repaired_s"', 'FAULTS="repaired_n"')
     edit(project, "run.sh", 'FAULTS="repaired_n"', 'FAULTS="repaired_n repaired_s"')
@@ -103,6 +103,17 @@ def test_demo_from_training_to_the_tables(project):
     assert re.search(r"^\| repaired_n, bit 7 copied from bit 4 +\| +\d+\.\d{3} \|$", out, re.M)
     assert re.search(r"^\| repaired_s +\| +– \|$", out, re.M) and "cannot repair bit 7" in err
     assert re.search(r"^\| baseline, no fault, noise sigma_val 0.1 +\| +\d+\.\d{3} \|$", out, re.M)
+
+    words = ["--data", "data", "--sess", "demo_smaller"]
+    packing = subprocess.run([sys.executable, "pack.py", *words], capture_output=True, text=True, cwd=project)
+    assert packing.returncode == 0, packing.stderr
+    checkpoint.unlink()
+    code, again, err = call(project, "demo", "--neighbor_offset", "-3")
+    assert code == 0, err
+    assert "using the packed net" in err and "weight noise needs latent weights" in err
+    assert re.search(r"^\| noise 0.1 +\| +– \|$", again, re.M)
+    repaired = [line for line in out.splitlines() if "repaired_n" in line]
+    assert [line for line in again.splitlines() if "repaired_n" in line] == repaired
 
 
 @pytest.mark.parametrize(

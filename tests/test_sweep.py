@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from made import write_cifar10
+from made import save_checkpoint, trained_net, write_cifar10
 from matplotlib import image as png
 from matplotlib import pyplot as plt
 
@@ -29,23 +29,15 @@ from tables import BASELINE, Cell
 
 TINY = Topology(size=32, conv=((8, True), (16, True)), fc=(24,))
 ROWS = 20  # test images
-FEW = "--data . --bits 7 3 --rate 0.01 0.3 1 --rate_bits 6 --sigma 0 0.3 --flip 0.02 --runs 3".split()
+FEW = "--data . --bits 7 3 --repair repaired_n repaired_s not_msb neighbors --rate 0.01 0.3 1 --rate_bits 6 --sigma 0 0.3 --flip 0.02 --runs 3".split()
 FOLDER = Path("results/cifar10_smaller_11111")
-FILES = ["bits.png", "bits.svg", "flips.png", "flips.svg", "images.png", "images.svg", "noise.png", "noise.svg",
+FILES = ["bits.png", "bits.svg", "flips.png", "flips.svg", "images.png", "images.svg", "ladder.png", "ladder.svg", "noise.png", "noise.svg",
          "rates.png", "rates.svg", "summary.json", "sweep.csv", "tables.md"]  # fmt: skip
 
 
-def save_net(sess, seed=11111, wsconv=False, dataset="cifar10"):
-    """A checkpoint of a random net, with statistics under which its activations vary."""
-    net = checkpoints.build_net(dataset, wsconv, init=0.3)
-    net.train()
-    with torch.no_grad():
-        for _ in range(20):
-            net(torch.rand(16, 3, 32, 32))
-        for layer in net.binary_layers():
-            layer.weight.mul_(1.7).add_(0.02)  # as after an optimiser's step: not standardised any more
-    state = {"net": net.state_dict(), "acc": 10.0, "epoch": 1, "rng_state": torch.get_rng_state(), "log": [{"epoch": 1}]}
-    checkpoints.save(checkpoints.path_of(sess, seed), {**state, "options": {"dataset": dataset, "wsconv": wsconv}})
+def save_net(sess, wsconv=False):
+    """A checkpoint of a random net."""
+    save_checkpoint(trained_net("cifar10", wsconv), sess, "cifar10", wsconv)
 
 
 @pytest.fixture
@@ -94,6 +86,9 @@ def slow_images(row):
     if row["repair"] == "repaired_s":
         assert row["source"] == "7"
         return items("repaired_s", seed, faulty_bit=bit)
+    if row["repair"]:
+        assert row["source"] == "" and row["fault"] == "random"
+        return items(row["repair"], seed, faulty_bit=bit)
     clean = items("baseline", seed)
     if row["fault"] == "random":
         broken = items("faulty", seed, faulty_bit=bit)
@@ -141,16 +136,25 @@ def test_cells_against_brevitas_and_the_items_of_the_data_set(ready, call, sess)
     folder = Path("results") / f"{sess}_11111"
     labels = torch.tensor(CIFAR10(".", train=False).targets)
     rows = csv_rows(folder)
-    # a baseline; per bit 3 random, 2 stuck, 6 or 7 copies; 3 rates of bit 6; 2 noises, 1 probability, each 3 runs
-    assert len(rows) == 1 + (3 + 2 + 7) + (3 + 2 + 7) + 3 * 3 + 3 * 3
+    # a baseline; per bit 3 random, 2 stuck, 7 copies, neighbors, for bit 3 not_msb; 3 rates of bit 6; 2 noises, 1 probability, each 3 runs
+    assert len(rows) == 1 + 2 * (3 + 2 + 7 + 1) + 1 + 3 * 3 + 3 * 3
+    clean = (items("baseline", 0) * 255).round().astype(int)
     accuracies = set()
     for row in rows:
         assert int(row["run_seed"]) == 11111 + int(row["run"])
         _, net, _ = checkpoints.load_net(checkpoints.path_of(sess, 11111))
         if row["fault"] in ("noise", "noise_relative", "flips"):
             assert float(row["flipped"]) == pytest.approx(break_weights(net, row), abs=1e-12)
+        images = slow_images(row)
+        if row["bit"]:
+            error = (images * 255).round().astype(int) - clean
+            wrong = (images * 255).round().astype(int) // 2 ** int(row["bit"]) % 2 != clean // 2 ** int(row["bit"]) % 2
+            assert float(row["recovered"]) == pytest.approx(1 - wrong.mean(), abs=1e-6)
+            assert float(row["psnr"]) == pytest.approx(20 * np.log10(255) - 10 * np.log10((error**2).mean()), abs=1e-4)
+        else:
+            assert row["recovered"] == row["psnr"] == ""
         with torch.no_grad():
-            logits = net(torch.from_numpy(slow_images(row)))
+            logits = net(torch.from_numpy(images))
         hits = np.argsort(-logits.numpy(), axis=1, kind="stable") == labels.numpy()[:, None]
         correct, top5 = hits[:, 0].sum(), hits[:, :5].sum()
         assert (int(row["n"]), int(row["correct"]), int(row["correct5"])) == (ROWS, correct, top5), row
@@ -170,9 +174,6 @@ def test_brevitas_own_forward_pass_gives_the_same_rows(ready, call):
 
 def test_what_must_hold(ready):
     images = torch.from_numpy(CIFAR10(".", train=False).data).permute(0, 3, 1, 2)
-    for repair, source in (("repaired_n", 5), ("repaired_n", 2), ("repaired_s", 7)):
-        seen = [sweep.faulty_images(Cell(fault, 6, repair, source, 1.0), images, 1) for fault in tables.IMAGE_FAULTS]
-        assert torch.equal(seen[0], seen[1]) and torch.equal(seen[0], seen[2])
     assert torch.equal(sweep.faulty_images(Cell("random", 6, level=0.0), images, 1), images)
     plane = sweep.faulty_images(Cell("random", 6, level=1.0), images, 1)
     one_short = sweep.faulty_images(Cell("random", 6, level=1.0 - 2**-25), images, 1)
@@ -190,7 +191,7 @@ def test_a_cell_is_wanted_once(monkeypatch):
 
     cells = wanted()
     assert len(cells) == len(set(cells))
-    planes = 8 * (10 + 2) + 8 * 7  # each bit: ten random, two stuck; a copy of each other bit
+    planes = 8 * (10 + 2 + 7 + 9) + 7  # each bit: ten random, two stuck, each other bit copied, 9 repairs; not_msb but for bit 7
     assert len(cells) == 1 + planes + 3 * 5 * 10 + 2 * 5 * 10 + 6 * 10
     nothing = ["--bits", "--rate", "--sigma", "--flip"]
     assert wanted(*nothing) == [BASELINE]
@@ -200,14 +201,15 @@ def test_a_cell_is_wanted_once(monkeypatch):
 
 
 def test_a_repair_of_ones_own(ready, call, monkeypatch):
-    def complement(images, bit, neighbor_offset):
-        return faults.set_bit(images, bit, 1 - faults.get_bit(images, 7))
+    def complement(images, bit):
+        return faults.set_bit(images, bit, 1 - faults.get_bit(images, 0))
 
-    monkeypatch.setitem(faults.REPAIRS, "repaired_c", complement)
+    monkeypatch.setitem(faults.REPAIRS, "repaired_c", faults.Repair(complement, "the opposite of the LSB", faults.Cost(1, 0, 0, 0)))
     status, _, err = call("--data", ".", "--bits", "6", "--repair", "repaired_c", "--rate", "--sigma", "--flip", "--runs", "1")
     assert status == 0, err
     assert [row["repair"] for row in csv_rows() if row["repair"]] == ["repaired_c"]
-    assert "| repaired_c |" in (FOLDER / "tables.md").read_text()
+    text = (FOLDER / "tables.md").read_text()
+    assert "| repaired_c |" in text and "| repaired_c | the opposite of the LSB | 1 | 0 | 0 | 0 |" in text
 
 
 class Stopped(Exception):
@@ -243,11 +245,11 @@ def test_interrupted_and_continued_equals_uninterrupted(ready, call, monkeypatch
     status, out, err = call(*FEW)
     assert status == 0, err
     assert "line 3, 6, 21 cut short or damaged" in out and "other 17 rows stay" in out
-    assert "26 of 43 cells to measure" in out
+    assert "29 of 46 cells to measure" in out
     assert contents() == whole
 
     status, out, _ = call(*FEW)
-    assert status == 0 and "0 of 43 cells to measure" in out
+    assert status == 0 and "0 of 46 cells to measure" in out
     assert contents() == whole
 
     for start in (b"", tables.HEADER.encode()[:7]):  # a crash right at its beginning
@@ -291,22 +293,24 @@ def test_tables_parse_back_to_the_figures_of_the_csv(ready, call):
     text = (FOLDER / "tables.md").read_text()
     found = parse_tables(text)
     titles = ["Broken bit planes", "Share of a plane's bits broken, reading at random", "Weight noise", "Weight bit errors"]
-    assert [table[0] for table in found] == titles * 2  # the session's own, then the difference to the other one
+    of_images = ["Broken bits that read, or were repaired, as they were (%)", "Peak signal-to-noise ratio of the images (dB)", "The repairs"]
+    assert [table[0] for table in found] == titles + of_images + titles  # the session's own, then the difference to the other one
     assert "## cifar10_smaller_11111 / cifar10_smaller_wsconv_11111 (difference)" in text
 
     _, head, *lines = found[0]
     assert head == ["accuracy (%)", "no fault", "bit 7", "bit 6", "bit 3"]
     assert [line[0] for line in lines] == [
         "faulty (random)", "faulty (stuck-at-0)", "faulty (stuck-at-1)",
-        *(f"repaired by bit {bit}" for bit in range(6, -1, -1)), "repaired by MSB (7)",
+        *(f"repaired by bit {bit}" for bit in range(6, -1, -1)), "repaired by MSB (7)", "not_msb", "neighbors",
     ]  # fmt: skip
     check(lines[0][1], accuracies(rows, fault="none"))
     check(lines[0][2], accuracies(rows, fault="random", bit="7", repair="", level="1.0"))
     check(lines[0][3], accuracies(rows, fault="random", bit="6", repair="", level="1.0"))
     check(lines[1][4], accuracies(rows, fault="stuck_at_0", bit="3"))
     check(lines[5][4], accuracies(rows, bit="3", repair="repaired_n", source="4"))
-    check(lines[-1][4], accuracies(rows, bit="3", repair="repaired_s"))
-    assert lines[-1][2] == "–"
+    check(lines[-3][4], accuracies(rows, bit="3", repair="repaired_s"))
+    assert lines[-3][2] == "–"
+    check(lines[-1][4], accuracies(rows, bit="3", repair="neighbors"))
     check(found[1][2][2], accuracies(rows, fault="random", bit="6", level="0.01"))
     check(found[2][2][2], accuracies(rows, fault="noise", level="0.3"))
     check(found[2][4][2], accuracies(rows, fault="noise_relative", level="0.3"))
@@ -315,7 +319,10 @@ def test_tables_parse_back_to_the_figures_of_the_csv(ready, call):
     check(found[3][2][2], accuracies(rows, fault="flips"))
 
     both = [statistics.mean(accuracies(its, fault="flips")) for its in (rows, other)]
-    assert found[7][2][2] == f"{both[0]:.3f} / {both[1]:.3f} ({both[1] - both[0]:+.3f})"
+    for number, column, scale in ((4, "recovered", 100), (5, "psnr", 1)):
+        own = [scale * float(row[column]) for row in rows if row["repair"] == "neighbors" and row["bit"] == "3"]
+        assert found[number][-1][0] == "neighbors" and float(found[number][-1][4]) == pytest.approx(own[0], abs=6e-3)
+    assert found[10][2][2] == f"{both[0]:.3f} / {both[1]:.3f} ({both[1] - both[0]:+.3f})"
 
     summary = json.loads((FOLDER / "summary.json").read_text())
     assert summary["n"] == ROWS and summary["sess"] == "cifar10_smaller"
@@ -366,6 +373,9 @@ def test_plots_show_the_csv(ready, call, monkeypatch):
     }
     assert dict(bits["faulty (random)"])[7] == pytest.approx(mean(rows, fault="random", bit="7", repair=""))
     assert {y for _, y in bits["no fault"]} == {mean(rows, fault="none")}
+    (ladder,) = figures[name, "ladder"]
+    assert dict(ladder["neighbors"]) == {float(bit): mean(rows, bit=bit, repair="neighbors") for bit in ("7", "3")}
+    assert "neighbors" not in bits and set(ladder) == {"no fault", "faulty (random)", "repaired by MSB (7)", "not_msb", "neighbors"}
     (rates,) = figures[name, "rates"]
     assert dict(rates["bit 6"])[0.3] == pytest.approx(mean(rows, fault="random", bit="6", level="0.3"))
     other = csv_rows(Path("results/cifar10_smaller_wsconv_11111"))
@@ -400,7 +410,7 @@ def test_plots_show_the_csv(ready, call, monkeypatch):
 
 def test_the_picture_shows_clean_faulty_and_repaired_images(ready):
     images = torch.from_numpy(CIFAR10(".", train=False).data).permute(0, 3, 1, 2)[:2]
-    figure = plot.draw_images(images, 5, -1)
+    figure = plot.draw_images(images, 5, -1, range(7, -1, -1), ["repaired_n", "repaired_s"])
     grid = np.array(figure.axes).reshape(2 * 3, 9)
     shown = [[axes.images[0].get_array() if axes.images else None for axes in line] for line in grid]
     assert np.array_equal(shown[3][0], images[1].permute(1, 2, 0))
@@ -415,7 +425,7 @@ def test_the_picture_shows_clean_faulty_and_repaired_images(ready):
 def test_two_processes_write_the_same_files(root, tmp_path, call):
     write_cifar10(tmp_path, rows=ROWS)
     save_net("cifar10_smaller")
-    few = "--data . --bits 6 --rate 0.1 --rate_bits 6 --sigma 0.3 --flip 0.1 --runs 2".split()
+    few = "--data . --bits 6 --repair repaired_n learned --rate 0.1 --rate_bits 6 --sigma 0.3 --flip 0.1 --runs 2".split()
     launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", root / "sweep.py"]
     result = subprocess.run(
         [sys.executable, *launch, *few], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=280
@@ -460,6 +470,31 @@ def test_bad_input_gets_one_line(ready, call, words, complaint):
     assert err.startswith("error: ") and err.count("\n") == 1 and complaint in err
 
 
+def test_other_images_get_a_folder_of_their_own(ready, call, tmp_path):
+    few = "--data . --bits 6 --repair --rate --sigma --flip --runs 1".split()
+    assert call(*few)[0] == 0
+    before = contents()
+    shutil.rmtree("cifar-10-batches-py")
+    write_cifar10(tmp_path, rows=ROWS + 1)
+    status, out, err = call(*few)
+    assert status == 0, err
+    assert contents() == before
+    (other,) = Path("results").glob("cifar10_smaller_11111_*")
+    assert f"{other}: sweep.csv" in out and {row["n"] for row in csv_rows(other)} == {str(ROWS + 1)}
+    assert call(*few)[1].startswith("cifar10_smaller_11111: 0 of 4 cells")
+
+
+def test_results_of_another_version(ready, call):
+    FOLDER.mkdir(parents=True)
+    (FOLDER / "sweep.csv").write_text("dataset,fault\ncifar10,none\n")
+    few = "--data . --bits --rate --sigma --flip".split()
+    status, _, err = call(*few)
+    assert status == 1 and err.count("\n") == 1 and "holds rows of another version" in err and "--replace" in err
+    status, _, err = call(*few, "--replace")
+    assert status == 0, err
+    assert len(csv_rows()) == 1 and (FOLDER.with_name("cifar10_smaller_11111.old") / "sweep.csv").read_text().startswith("dataset,fault\n")
+
+
 def test_rows_of_another_checkpoint_are_not_mixed(ready, call):
     call("--data", ".", "--bits", "--rate", "--sigma", "--flip")
     before = contents()
@@ -477,7 +512,7 @@ def test_rows_of_another_checkpoint_are_not_mixed(ready, call):
 
     (FOLDER / "sweep.csv").write_text("a,b\n1,2\n")
     status, _, err = call(*FEW)
-    assert status == 1 and "sweep.csv is no sweep.csv of this version" in err
+    assert status == 1 and "sweep.csv holds rows of another version" in err
 
 
 def test_plots_without_a_sweep(call):

@@ -18,7 +18,8 @@ from made import write_cifar10
 import checkpoints
 import train_smaller
 from evaluate import evaluate, score, to_score
-from loader import EvalBatches, load
+from faults import Fault
+from loader import EvalBatches, TrainBatches, load
 from models import CNV, TOPOLOGIES, Topology
 
 CHECKPOINT = Path("checkpoint/ckpt.t7.cifar10_smaller_11111.pth")
@@ -138,6 +139,39 @@ def test_training_repeats_evaluates_and_logs(data, succeed):
     assert state["acc"] == 100 * correct / len(labels)
 
 
+def test_holdout(data, succeed, monkeypatch):
+    seen = []
+    passes = train_smaller.TrainBatches.epoch
+    monkeypatch.setattr(train_smaller.TrainBatches, "epoch", lambda self, epoch: seen.append(self) or passes(self, epoch))
+    lines = succeed(*TRAIN, "--holdout", "30", "--sess", "trial")
+    state = torch.load("checkpoint/ckpt.t7.trial_11111.pth")
+    images, labels = load("cifar10", ".", train=True)
+    held = sorted(np.random.default_rng(0).permutation(100)[:30])
+    trained = sorted(set(range(100)) - set(held))
+    assert any("70 images" in line for line in lines)
+    assert torch.equal(seen[0].pixels[:, 4:-4, 4:-4].permute(0, 3, 1, 2), images[trained])
+    assert torch.equal(seen[0].labels, labels[trained])
+    net = CNV(TOPOLOGIES["cifar_smaller"], 10).eval()
+    net.load_state_dict(state["net"])
+    assert succeed("--data", ".", "--sess", "trial", "--holdout", "30")[-1] == f"Avg. acc.: {state['acc']:.3f}%"
+    assert state["acc"] == pytest.approx(100 * (net(images[held].float() / 255).argmax(1) == labels[held]).float().mean().item())
+
+
+def test_label_smoothing_against_numpy(data, succeed):
+    """The loss of the first batch is that of the net as it starts."""
+    succeed(*TRAIN, "--epochs", "1", "--batch-size", "200", "--smoothing", "0.2", "--no-bf16")
+    loss = torch.load(CHECKPOINT)["log"][0]["loss"]
+    torch.manual_seed(11111)
+    net = CNV(TOPOLOGIES["cifar_smaller"], 10, init=0.05).train()
+    images, labels = load("cifar10", ".", train=True)
+    batches = TrainBatches(images, labels, 200, 4, [Fault.of("baseline", 0, 0)], 11111, torch.device("cpu"))
+    images, labels = next(batches.epoch(0))
+    logits = net(images).detach().double().numpy()
+    log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    target = np.full(logits.shape, 0.02) + 0.8 * np.eye(10)[labels]
+    assert loss == pytest.approx(-(target * log_p).sum(1).mean(), rel=1e-4)
+
+
 def test_originals_checkpoint(data, succeed, complain):
     net = CNV(TOPOLOGIES["cifar_smaller"], 10)
     parallel = OrderedDict((f"module.{key}", value) for key, value in net.state_dict().items())
@@ -253,6 +287,14 @@ def test_an_originals_name_says_what_it_is(data):
         ("--train --batch-size 1", "at least 2"),
         ("--train --lr nan", "is not a number"),
         ("--dataset mnist", "invalid choice: 'mnist'"),
+        ("--train --smoothing 0.1 --loss sqrhinge", "--smoothing is of the cross-entropy"),
+        ("--train --holdout 100", "100 of 100 training images held out leave none to train on"),
+        ("--train --pretrained checkpoint/none.pth", "checkpoint/none.pth is missing"),
+        ("--train --faulty_bit any", "--faulty_bit any needs a fault"),
+        ("--sess good --mem_fault faulty --faulty_bit any", "--faulty_bit any is for --train"),
+        ("--train --faulty_bit any --mem_fault repaired_n --neighbor_offset 0", "neighbor_offset 0 would repair"),
+        ("--train --faulty_bit all", "invalid bit value: 'all'"),
+        ("--train --train_flip 2", "--train_flip: 2 is out of range"),
         ("--train --epochs 5 --duplicate 2", "--epochs 5 is no multiple of --duplicate 2"),
         ("--train --faulty_bit 9 --mem_fault faulty", "faulty_bit 9"),
         ("--sess nobody", "checkpoint/ckpt.t7.nobody_11111.pth is missing"),
@@ -310,11 +352,13 @@ def test_reference_recipe_and_overrides(monkeypatch):
     assert options()["decay"] == 0.125 and options("--decay", "0")["decay"] == 0
 
 
-@pytest.mark.parametrize("optimizer,amsgrad", [("sgd", False), ("adam", False), ("adam", True)])
-def test_optimizers_against_numpy(optimizer, amsgrad):
+@pytest.mark.parametrize(
+    "optimizer,amsgrad,clip", [("sgd", False, math.inf), ("adam", False, math.inf), ("adam", True, math.inf), ("sgd", False, 0.3)]
+)
+def test_optimizers_against_numpy(optimizer, amsgrad, clip):
     net = CNV(Topology(8, ((4, True),), (8,)), 10)
     weight = net.linear_features[0].weight
-    options = {"lr": 0.1, "processes": 2, "optimizer": optimizer, "decay": 0.0, "amsgrad": amsgrad}
+    options = {"lr": 0.1, "processes": 2, "optimizer": optimizer, "decay": 0.0, "amsgrad": amsgrad, "clip": clip}
     made = train_smaller.make_optimizer(net, options)
     w = weight.detach().double().numpy().copy()
     m, v, top = np.zeros_like(w), np.zeros_like(w), np.zeros_like(w)
@@ -330,6 +374,7 @@ def test_optimizers_against_numpy(optimizer, amsgrad):
             m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
             top = np.maximum(top, v)
             w -= 0.2 * (m / (1 - 0.9**t)) / (np.sqrt((top if amsgrad else v) / (1 - 0.999**t)) + 1e-8)
+        w = w.clip(-clip, clip)
         np.testing.assert_allclose(weight.detach().numpy(), w, rtol=1e-4, atol=1e-5)
 
 

@@ -1,0 +1,236 @@
+"""The repairs against slow transcriptions, pixel by pixel in NumPy and Python; total variation against minimum cuts."""
+
+import statistics
+
+import maxflow
+import numpy as np
+import pytest
+import torch
+from made import write_cifar10
+
+import fits
+import predictor
+import total_variation
+from CIFARDataset import CIFAR10
+from cli import UserError
+from faults import NEIGHBOR_PASSES, REPAIRS, Fault, fit_table, mend
+from loader import fitter, load, with_fault
+
+BITS = range(8)
+
+
+def pictures(count=3, height=7, width=9):
+    """Smooth images with noise: uint8 N×3×H×W, in channels_last order as those of loader.py are."""
+    random = np.random.default_rng(count)
+    waves = sum(
+        random.uniform(20, 60, (count, 3, 1, 1)) * np.sin(random.uniform(0.1, 0.8) * axis + random.uniform(0, 6, (count, 3, 1, 1)))
+        for axis in (np.arange(height)[:, None], np.arange(width))
+    )
+    images = torch.from_numpy((128 + waves + random.normal(0, 6, waves.shape)).clip(0, 255).astype(np.uint8))
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+def closer(zero, step, prediction):
+    return zero if abs(zero - prediction) <= abs(zero + step - prediction) else zero + step
+
+
+def by_hand(repair, channel, bit):
+    """One channel (H×W list of int), repaired pixel by pixel."""
+    step = 2**bit
+    height, width = len(channel), len(channel[0])
+    zeros = [[value - value // step % 2 * step for value in row] for row in channel]
+    result = [[0] * width for _ in range(height)]
+    estimate = [[zero + step // 2 for zero in row] for row in zeros]
+    for _ in range(NEIGHBOR_PASSES):
+        previous = estimate
+        estimate = [[0] * width for _ in range(height)]
+        for y in range(height):
+            for x in range(width):
+                around = [
+                    previous[y + dy][x + dx]
+                    for dy in (-1, 0, 1)
+                    for dx in (-1, 0, 1)
+                    if (dy or dx) and 0 <= y + dy < height and 0 <= x + dx < width
+                ]
+                estimate[y][x] = closer(zeros[y][x], step, sum(around) / len(around))
+    for y in range(height):
+        for x in range(width):
+            left = result[y][x - 1] if x else None
+            upper = result[y - 1][x] if y else None
+            zero = zeros[y][x]
+            if repair == "constant_0":
+                result[y][x] = zero
+            elif repair == "constant_1":
+                result[y][x] = zero + step
+            elif repair == "midpoint":
+                result[y][x] = zero + step // 2
+            elif repair == "repaired_s":
+                result[y][x] = zero + (zero >= 128) * step
+            elif repair == "not_msb":
+                result[y][x] = zero + (zero < 128) * step
+            elif repair == "left":
+                result[y][x] = closer(zero, step, left if left is not None else upper if upper is not None else 128)
+            elif repair == "median":
+                if left is None or upper is None:
+                    prediction = left if left is not None else upper if upper is not None else 128
+                else:
+                    prediction = statistics.median([left, upper, left + upper - result[y - 1][x - 1]])
+                result[y][x] = closer(zero, step, prediction)
+            elif repair == "neighbors":
+                result[y][x] = estimate[y][x]
+    return result
+
+
+SIMPLE = [name for name in REPAIRS if name not in ("repaired_n", "table", "variation", "learned")]
+
+
+@pytest.mark.parametrize("repair", SIMPLE)
+def test_repairs_by_hand(repair):
+    images = pictures()
+    for bit in BITS:
+        if bit in REPAIRS[repair].cannot:
+            continue
+        expected = [[by_hand(repair, channel, bit) for channel in image] for image in images.tolist()]
+        assert mend(repair, images, bit).tolist() == expected, bit
+
+
+def fitted_to(images):
+    return lambda repair, bit: REPAIRS[repair].fit(images, bit) if REPAIRS[repair].fit else None
+
+
+@pytest.mark.parametrize("repair", list(REPAIRS))
+def test_nothing_depends_on_what_the_broken_bit_reads_nor_changes_another_bit(repair):
+    images = pictures(height=8, width=8)
+    for bit in BITS:
+        if bit in REPAIRS[repair].cannot:
+            continue
+        fault = Fault.of(repair, bit, 1 if bit == 0 else -1, fitted_to(images))
+        before = images.clone()
+        results = [
+            fault.apply(images, lambda shape, value=value: torch.full(shape, value, dtype=torch.uint8)) for value in (0, 1)
+        ] + [fault.apply(images, lambda shape: torch.from_numpy(np.random.default_rng(1).integers(0, 2, shape, np.uint8)))]
+        assert all(torch.equal(result, results[0]) for result in results)
+        assert results[0].dtype == torch.uint8 and torch.equal(images, before)
+        assert repair == "midpoint" or ((results[0] ^ images) & ~torch.tensor(1 << bit, dtype=torch.uint8)).max() == 0
+        alone = torch.cat([mend_alone(fault, image) for image in images])
+        assert torch.equal(alone, results[0])  # no image has a part in another's repair
+
+
+def mend_alone(fault, image):
+    return fault.apply(image, lambda shape: torch.zeros(shape, dtype=torch.uint8))[None]
+
+
+@pytest.mark.parametrize("bit", BITS)
+def test_table_by_counting(bit):
+    images = pictures(20)
+    table = fit_table(images, bit)
+    assert table.dtype == torch.uint8 and table.shape == (3, 256) and torch.equal(table, fit_table(images, bit))
+    values = images.numpy().transpose(1, 0, 2, 3).reshape(3, -1)
+    for channel in range(3):
+        for value in range(256):
+            lower, upper = (int((values[channel] == each).sum()) for each in (value & ~(1 << bit), value | (1 << bit)))
+            assert table[channel, value] == (0 if value >> bit & 1 else int(upper > lower))
+    others = pictures(4)
+    mended = mend("table", others, bit, table).numpy()
+    for place in np.ndindex(others.shape):
+        zero = int(others[place]) & ~(1 << bit)
+        assert mended[place] == zero + int(table[place[1], zero]) * 2**bit
+
+
+def convolve(image, weight, bias, dilation):
+    """Channels×H×W, weights of Conv2d; beyond the border stands the nearest pixel."""
+    _, height, width = image.shape
+    result = np.zeros((len(weight), height, width))
+    for y, x, i, j in np.ndindex(height, width, 3, 3):
+        row, column = (np.clip(at + (k - 1) * dilation, 0, size - 1) for at, k, size in ((y, i, height), (x, j, width)))
+        result[:, y, x] += weight[:, :, i, j] @ image[:, row, column]
+    return result + bias[:, None, None]
+
+
+def test_learned_repair_by_hand():
+    images = pictures(4, 6, 7)
+    bit = 6
+    state = predictor.fit_predictor(pictures(30), bit)
+    again = predictor.fit_predictor(pictures(30), bit)
+    assert all(torch.equal(state[key], again[key]) for key in state)
+    chosen = mend("variation", images, bit).numpy() >> bit & 1  # checked by itself
+    mended = mend("learned", images, bit, state).numpy()
+    for image, total, result in zip(images.numpy().astype(int), chosen, mended):
+        zeros = image - (image >> bit & 1) * 2**bit
+        x = np.concatenate([zeros / 128 - 1, (zeros + total * 2**bit) / 128 - 1, 2.0 * total - 1])
+        for number, dilation in enumerate(predictor.DILATIONS):
+            x = convolve(np.maximum(x, 0) if number else x, *(state[f"{2 * number}.{key}"].double().numpy() for key in ("weight", "bias")), dilation)
+        sure = np.abs(x) > 1e-4
+        assert sure.mean() > 0.99 and np.array_equal(result[sure], (zeros + (x > 0) * 2**bit)[sure])
+
+
+def test_learned_repair_learns(monkeypatch):
+    """Where channels differ by little but a constant, it finds more bits than the total variation it starts from."""
+    monkeypatch.setattr(predictor, "EPOCHS", 40)
+    noise = torch.from_numpy(np.random.default_rng(0).normal(0, 30, (200, 1, 16, 16)))
+    offsets = torch.tensor([-21, 0, 21])[:, None, None]
+    images, bit = (pictures(200, 16, 16)[:, :1] + noise + offsets).clamp(0, 255).to(torch.uint8), 6
+    state = predictor.fit_predictor(images[:150], bit)
+    right = [((mend(*way) ^ images[150:]) >> bit & 1 == 0).float().mean() for way in (
+        ("variation", images[150:], bit), ("learned", images[150:], bit, state))]  # fmt: skip
+    assert right[1] > right[0] + 0.05
+
+
+def minimum_cut(zeros, step):
+    """The least total variation of one channel (int array H×W), by a minimum cut."""
+    height, width = zeros.shape
+    graph = maxflow.Graph[float]()
+    nodes = graph.add_grid_nodes(zeros.shape)
+    linear, constant = np.zeros(zeros.shape), 0.0
+    for y in range(height):
+        for x in range(width):
+            for down, right in ((0, 1), (1, 0)):
+                if y + down < height and x + right < width:
+                    one, two = int(zeros[y, x]), int(zeros[y + down, x + right])
+                    alike, only_one, only_two = abs(one - two), abs(one + step - two), abs(one - two - step)
+                    constant += alike
+                    linear[y, x] += (only_one - only_two) / 2
+                    linear[y + down, x + right] -= (only_one - only_two) / 2
+                    weight = (only_one + only_two) / 2 - alike
+                    graph.add_edge(nodes[y, x], nodes[y + down, x + right], weight, weight)
+    graph.add_grid_tedges(nodes, np.maximum(-linear, 0), np.maximum(linear, 0))
+    return constant + graph.maxflow() + np.minimum(linear, 0).sum()
+
+
+@pytest.mark.parametrize("bit", BITS)
+def test_total_variation_against_minimum_cuts(bit):
+    images = torch.cat([pictures(2, 16, 20), torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, 3, 16, 20), np.uint8))])
+    step = 1 << bit
+    mended = mend("variation", images, bit)
+    zeros = images.numpy().astype(int) // (2 * step) * (2 * step) + images.numpy() % step
+    least = sum(minimum_cut(channel, step) for image in zeros for channel in image)
+    own = mended.numpy().astype(int)
+    own = np.abs(np.diff(own, axis=-1)).sum() + np.abs(np.diff(own, axis=-2)).sum()
+    assert total_variation.variation(mended).sum() == own
+    assert least <= own <= 1.001 * least
+
+
+def test_chunks_do_not_matter(monkeypatch):
+    images = pictures(5)
+    together = mend("variation", images, 6)
+    monkeypatch.setattr(total_variation, "CHUNK", 2)
+    assert torch.equal(mend("variation", images, 6), together)
+
+
+def test_fits_are_kept_on_disk(tmp_path):
+    write_cifar10(tmp_path)
+    images, _ = load("cifar10", ".", train=False)
+    fault = Fault.of("table", 6, -1, fitter("cifar10", "."))
+    path = fits.FOLDER / "cifar10_table_6.pt"
+    assert torch.equal(torch.load(path), fit_table(load("cifar10", ".", train=True)[0], 6))
+    mended = with_fault(images, fault, 3)
+    dataset = CIFAR10(".", mem_fault="table", train=False, faulty_bit=6, seed=3)
+    assert torch.equal((dataset[2][0] * 255).round().to(torch.uint8), mended[2])
+
+    table = torch.ones(3, 256, dtype=torch.uint8)
+    torch.save(table, path)  # it is the file that counts, and no image is read again
+    assert torch.equal(fits.fitted("table", 6, "cifar10", None), table)
+    path.write_bytes(b"cut")
+    with pytest.raises(UserError, match="delete it, and it is made anew"):
+        fitter("cifar10", ".")("table", 6)
+    assert fitter("cifar10", ".")("left", 6) is None
