@@ -344,7 +344,7 @@ def train(args, processes):
     saved = checkpoints.load(path) if args.resume else None
     if saved:
         if "options" in saved:
-            saved["options"] = {**OLDER, **saved["options"]}
+            saved["options"] |= {name: value for name, value in OLDER.items() if name not in saved["options"]}
         check_resumable(path, saved.get("options"), args, processes.number)
     options = saved["options"] if saved else settle(args, processes.number)
     if saved and saved["epoch"] >= options["epochs"]:
