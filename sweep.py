@@ -93,7 +93,7 @@ def wanted_cells(args):
     return list(dict.fromkeys(cell for cell in cells if cell.level != 0))
 
 
-@functools.lru_cache(1)  # cells of the same run follow each other
+@functools.lru_cache(4)  # cells of the same run follow each other; sessions may have other seeds
 def random_bits(seed, shape):
     return image_bits(seed, range(shape[0]), shape[1:])
 
@@ -140,6 +140,26 @@ def psnr(clean, images):
     return round(10 * math.log10(255**2 * clean.numel() / errors), 4) if errors else None
 
 
+class TestSet:
+    """The test images of a data set, and what the cells make of them."""
+
+    def __init__(self, dataset, args):
+        self.images, self.labels = load(dataset, args.data, False, args.workers)
+        self.digest = digest(self.images.numpy().tobytes() + self.labels.numpy().tobytes())
+        self.fitted = functools.cache(fitter(dataset, args.data, args.workers))
+        self.under = functools.lru_cache(1)(self._under)  # all sessions measure a cell before the next one's turn
+
+    def _under(self, cell, seed):
+        """The images after fault and repair of a cell, and what became of the bits: columns of its row."""
+        images = faulty_images(cell, self.images, seed)
+        if cell.repair:
+            extra = cell.source if cell.repair == "repaired_n" else self.fitted(cell.repair, cell.bit)
+            images = mend(cell.repair, images, cell.bit, extra)
+        if cell.bit is None:
+            return images, {}
+        return images, {"recovered": same_bits(self.images, images, cell.bit), "psnr": psnr(self.images, images)}
+
+
 class Session:
     """A checkpoint, as the net to evaluate, with its test images and its folder of results."""
 
@@ -151,16 +171,15 @@ class Session:
         self.net = net.to(device, memory_format=torch.channels_last)
         self.tester = Folded(self.net) if args.fold else self.net
         if dataset not in test_sets:
-            test_sets[dataset] = load(dataset, args.data, False, args.workers)
-        self.images, self.labels = test_sets[dataset]
-        self.fitted = functools.cache(fitter(dataset, args.data, args.workers))
+            test_sets[dataset] = TestSet(dataset, args)
+        self.test_set = test_sets[dataset]
         self.what = {
             "dataset": dataset,
-            "images": digest(self.images.numpy().tobytes() + self.labels.numpy().tobytes()),
+            "images": self.test_set.digest,
             "sess": sess,
             "seed": seed,
             "checkpoint": state["packed_from"] if self.packed else digest(self.path.read_bytes()),
-            "n": len(self.labels),
+            "n": len(self.test_set.labels),
         }
         self.folder = Path(args.results) / self.name
         if self.images_differ():
@@ -216,15 +235,8 @@ class Session:
     def measure(self, cell):
         """The row of a cell."""
         seed = self.seed + cell.run
-        images = faulty_images(cell, self.images, seed)
-        quality = {}
-        if cell.repair:
-            extra = cell.source if cell.repair == "repaired_n" else self.fitted(cell.repair, cell.bit)
-            images = mend(cell.repair, images, cell.bit, extra)
-        if cell.bit is not None:
-            quality["recovered"] = same_bits(self.images, images, cell.bit)
-            quality["psnr"] = psnr(self.images, images)
-        batches = EvalBatches(images, self.labels, next(self.net.parameters()).device)
+        images, quality = self.test_set.under(cell, 0 if cell.repair else seed)  # no repair depends on what broken bits read
+        batches = EvalBatches(images, self.test_set.labels, next(self.net.parameters()).device)
         score, flipped = measure(cell, self.net, self.tester, batches, seed)
         return tables.row_of(cell, score, **self.what, run_seed=seed, flipped=flipped, **quality)
 
@@ -244,24 +256,28 @@ def sweep(args, processes):
             for session in sessions:
                 session.tidy(args.replace, processes.print)
     cells = wanted_cells(args)
-    todo = []
+    todo = {cell: [] for cell in sorted(cells, key=turn)}
     for session in sessions:
         done = {tables.cell_of(row) for row in session.rows()}
         possible = [cell for cell in cells if not (session.packed and cell.fault in NOISES)]
         if len(possible) < len(cells):
             processes.print(f"{session.path} is packed, without the latent weights that weight noise needs: no noise is measured")
-        todo += [(session, cell) for cell in sorted(possible, key=turn) if cell not in done]
+        for cell in possible:
+            if cell not in done:
+                todo[cell].append(session)
+    todo = [(cell, missing) for cell, missing in todo.items() if missing]
+    rows = sum(len(missing) for _, missing in todo)
     processes.wait()  # all know what is missing before the first row is added
-    processes.print(f"{', '.join(session.name for session in sessions)}: {len(todo)} of {len(cells) * len(sessions)} cells to measure")
+    processes.print(f"{', '.join(session.name for session in sessions)}: {rows} of {len(cells) * len(sessions)} cells to measure")
 
-    mine = processes.share(todo)
+    mine = [(session, cell) for cell, missing in processes.share(todo) for session in missing]
     try:
         for number, (session, cell) in enumerate(processes.bar(mine, "sweep", len(mine)), 1):
             line = tables.to_line(session.measure(cell))
             with open(session.csv, "a", encoding="utf-8") as file:
                 file.write(line)
             if number % LINE == 0 and not sys.stderr.isatty():
-                processes.print(f"{number * processes.number} of {len(todo)} measured")
+                processes.print(f"{number * processes.number} of {rows} measured")
     except KeyboardInterrupt:
         raise KeyboardInterrupt("every measured row is kept, the same command goes on from there") from None
     processes.wait()
@@ -279,7 +295,7 @@ def write_up(sessions):
         tables.write_text(session.folder / "tables.md", tables.markdown(session.name, own, others))
         tables.write_text(session.folder / "summary.json", tables.summary(own))
         plot.write(session.folder, {session.name: own, **others})
-        plot.write_pictures(session.folder, session.images, session.seed, own, session.fitted)
+        plot.write_pictures(session.folder, session.test_set.images, session.seed, own, session.test_set.fitted)
         print(f"{session.folder}: sweep.csv, tables.md, summary.json, plots")
 
 

@@ -60,7 +60,7 @@ RECIPES = {
         "init": 0.05,
         "schedule": "cosine",
         "batch_size": {"cifar10": 128, "cifar100": 128, "tiny_imagenet": 256, "demo": 64},
-        "epochs": {"cifar10": 25, "cifar100": 25, "tiny_imagenet": 30, "demo": 6},
+        "epochs": {"cifar10": 40, "cifar100": 40, "tiny_imagenet": 30, "demo": 6},
         "duplicate": 1,
         "smoothing": 0.0,
         "clip": math.inf,
@@ -78,6 +78,8 @@ RECIPES = {
         "clip": math.inf,
     },
 }
+# what differs with weight standardisation: such latents stay small, and a rate for others would turn them over every few steps
+RECIPES_WSCONV = {"modern": {"lr": 0.0002, "init": 0.001}, "reference": {}}
 PRETRAINED = ""  # checkpoint, packed or not, whose binary weights and statistics training starts from; empty: random ones
 LOSS = "ce"
 DECAY = 0.0  # weight decay
@@ -86,6 +88,8 @@ MOMENTUM = 0.9  # SGD
 WARMUP = 200  # steps of the cosine schedule, at most a tenth of all steps
 STEP = (80, 0.2, 480)  # of the step schedule: every so many epochs, times this, not after
 STEP_WSCONV = (60, 0.5, math.inf)
+
+SHAPES = 64  # for so many sizes of activations torch.compile makes a function of its own (models/fused.py)
 
 # of checkpoints from before these were options
 OLDER = {"holdout": 0, "train_flip": 0.0, "train_noise": 0.0, "pretrained": "", "smoothing": 0.0, "clip": math.inf}
@@ -176,8 +180,10 @@ def settle(args, processes):
     """Everything that decides a training's result, each as given, else from the recipe, else from the constants."""
     dataset = args.dataset or DATASET
     recipe = args.recipe or RECIPE
+    wsconv = WSCONV if args.wsconv is None else args.wsconv
+    values = {**RECIPES[recipe], **(RECIPES_WSCONV[recipe] if wsconv else {})}
     defaults = {
-        "wsconv": WSCONV,
+        "wsconv": wsconv,
         "mem_fault": MEM_FAULT,
         "faulty_bit": CIFARDataset.FAULTY_BIT,
         "neighbor_offset": CIFARDataset.NEIGHBOR_OFFSET,
@@ -187,7 +193,7 @@ def settle(args, processes):
         "loss": LOSS,
         "decay": DECAY,
         "holdout": HOLDOUT,
-        **{name: value[dataset] if isinstance(value, dict) else value for name, value in RECIPES[recipe].items()},
+        **{name: value[dataset] if isinstance(value, dict) else value for name, value in values.items()},
     }
     given = {name: getattr(args, name) for name in defaults if getattr(args, name) is not None}
     options = {"dataset": dataset, "seed": args.seed, "recipe": recipe, **defaults, **given, "processes": processes}
@@ -245,6 +251,7 @@ def bf16_is_fast(device):
 
 def compiled(net, batch_size, size, device, autocast, layout, say=print):
     """torch.compile(net), tried on a batch that leaves no trace; `net` itself where that cannot run."""
+    torch._dynamo.config.recompile_limit = SHAPES
     fast = torch.compile(net)
     before = copy.deepcopy(net.state_dict())
     images = torch.zeros(batch_size, 3, size, size, device=device).contiguous(memory_format=layout)

@@ -6,10 +6,12 @@ stand in two ModuleLists in the order of the original repository: checkpoint key
 
 from typing import NamedTuple
 
+import torch
 from brevitas.nn import QuantConv2d, QuantIdentity, QuantLinear
 from torch import nn
 
-from models.quant import BinaryActivation, BinaryWeight, InputQ1_7, MaxPool2x2, TensorNorm
+from models.fused import normalized_signs
+from models.quant import BinaryActivation, BinaryWeight, InputQ1_7, TensorNorm
 from models.wsconv import WSConv2d
 
 EPS = 1e-4  # of every batch norm
@@ -64,7 +66,7 @@ class CNV(nn.Module):
                 QuantIdentity(act_quant=BinaryActivation),
             ]
             if pool:
-                self.conv_features.append(MaxPool2x2())
+                self.conv_features.append(nn.MaxPool2d(2))
             channels = width
 
         self.linear_features = nn.ModuleList()
@@ -89,9 +91,22 @@ class CNV(nn.Module):
 
     def forward(self, x):
         x = 2 * x - 1
-        for module in self.conv_features:
-            x = module(x)
+        x = self._convolve(x)
         x = x.flatten(1)  # N×flat, in the order channel, row, column
         for module in self.linear_features:
             x = module(x)
+        return x
+
+    def _convolve(self, x):
+        """What the modules of conv_features make of x; compiled for training on a CPU, norm, activation and pool are one."""
+        fuse = self.training and torch.compiler.is_compiling() and x.device.type == "cpu"
+        modules = list(self.conv_features)
+        while modules:
+            module = modules.pop(0)
+            if fuse and isinstance(module, nn.BatchNorm2d) and x.is_contiguous(memory_format=torch.channels_last):
+                pool = len(modules) > 1 and isinstance(modules[1], nn.MaxPool2d) and x.shape[2] % 2 == x.shape[3] % 2 == 0
+                del modules[: 1 + pool]
+                x = normalized_signs(x, module, pool)
+            else:
+                x = module(x)
         return x

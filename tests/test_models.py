@@ -1,5 +1,6 @@
 """The nets against Brevitas' own CNV, against NumPy, and against formulas written out."""
 
+import copy
 import shutil
 
 import numpy as np
@@ -11,9 +12,11 @@ from brevitas_examples.bnn_pynq.models.losses import SqrHingeLoss
 from brevitas_examples.bnn_pynq.models.tensor_norm import TensorNorm as BrevitasTensorNorm
 
 from models import CNV, TOPOLOGIES, Topology, squared_hinge
-from models.quant import BinaryWeight, FirstLargest, TensorNorm
+from models.fused import normalized_signs
+from models.quant import BinaryWeight, TensorNorm
 from models.wsconv import WSConv2d, WSLinear, standardize
 
+needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
 BREVITAS = Topology(
     size=32,
     conv=((64, False), (64, True), (128, False), (128, True), (256, False), (256, False)),
@@ -145,10 +148,7 @@ def test_standardize_is_the_formula():
     np.testing.assert_allclose(standardize(weight).numpy(), expected, atol=1e-7)
 
 
-@pytest.mark.parametrize(
-    "compiled",
-    (False, pytest.param(True, marks=pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler"))),
-)
+@pytest.mark.parametrize("compiled", (False, pytest.param(True, marks=needs_compiler)))
 def test_standardised_layers(compiled):
     for layer, shape in (
         (WSConv2d(4, 8, 3, padding=1, bias=False, weight_quant=BinaryWeight), (2, 4, 6, 6)),
@@ -195,14 +195,38 @@ def test_squared_hinge_equals_brevitas():
     torch.testing.assert_close(gradient, logits.grad)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_compiled_form_of_the_max_pool(dtype):
-    images = torch.randint(-1, 2, (3, 5, 6, 8)).to(dtype)  # many ties
-    gradient = torch.randn(3, 5, 3, 4).to(dtype)
+@needs_compiler
+@pytest.mark.parametrize("size", [12, 11])  # halved twice, and not at all
+def test_compiled_training_step_equals_the_modules_one_by_one(size):
+    net = CNV(Topology(size, ((8, False), (8, True), (16, True)), (8,)), 10).to(memory_format=torch.channels_last)
+    trained_like(net)
+    net.train()
+    images = torch.rand(6, 3, size, size).contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(6, 10)
     results = []
-    for pool in (torch.nn.MaxPool2d(2), FirstLargest.apply):
-        x = images.clone().requires_grad_()
-        y = pool(x)
-        y.backward(gradient)
-        results.append((y, x.grad))
-    assert all(torch.equal(*pair) for pair in zip(*results))
+    for compiled in (False, True):
+        own = copy.deepcopy(net)
+        logits = (torch.compile(own) if compiled else own)(images)
+        (logits * weight).sum().backward()
+        results.append((logits, [p.grad for p in own.parameters()], list(own.buffers())))
+    torch.testing.assert_close(*results, rtol=1e-3, atol=1e-4)
+
+
+@needs_compiler
+def test_gradient_of_normalized_signs_by_hand():
+    """Two windows of one channel: the first +1 of a window has its gradient, the first value where there is none."""
+    norm = torch.nn.BatchNorm2d(1, eps=0.0)
+    values = [-2.0, 0.5, 0.5, -1.0, -0.5, -1.5, -0.25, 4.25]  # mean 0
+    x = torch.tensor(values).view(1, 1, 2, 4).contiguous(memory_format=torch.channels_last).requires_grad_()
+    y = normalized_signs(x, norm, pool=True)
+    assert y.flatten().tolist() == [1, 1]
+    deviation = np.std(values)  # 1.84: all but the last and the first lie within the reach of the gradient
+    y.backward(torch.tensor([[[[3.0, 5.0]]]]))
+    passed = np.array([0, 3, 5, 0, 0, 0, 0, 0.0])  # windows: -2, .5, -.5, -1.5 and .5, -1, -.25, 4.25
+    normal = np.array(values) / deviation
+    expected = (passed - passed.mean() - normal * (passed * normal).mean()) / deviation
+    np.testing.assert_allclose(x.grad.flatten(), expected, atol=1e-6)
+    np.testing.assert_allclose(norm.weight.grad, (passed * normal).sum(), atol=1e-6)
+    np.testing.assert_allclose(norm.bias.grad, passed.sum())
+    np.testing.assert_allclose(norm.running_var, 0.9 + 0.1 * np.var(values, ddof=1), rtol=1e-6)
+    assert norm.num_batches_tracked == 1

@@ -346,6 +346,9 @@ def test_reference_recipe_and_overrides(monkeypatch):
     assert (reference["lr"], reference["amsgrad"], reference["batch_size"]) == (0.02, True, 2048)
     assert (reference["duplicate"], reference["epochs"], reference["init"]) == (10, 600, 1.0)
     assert options("--recipe", "reference", "--dataset", "tiny_imagenet")["duplicate"] == 3
+    standardised = options("--wsconv")
+    assert standardised["wsconv"] and standardised["lr"] < options("--no-wsconv")["lr"]
+    assert options("--recipe", "reference", "--wsconv") == {**reference, "wsconv": True}
     mixed = options("--recipe", "reference", "--lr", "0.5", "--no-amsgrad")
     assert {key: mixed[key] for key in reference if mixed[key] != reference[key]} == {"lr": 0.5, "amsgrad": False}
     monkeypatch.setattr(train_smaller, "DECAY", 0.125)  # an edited constant takes effect
