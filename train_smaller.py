@@ -79,7 +79,7 @@ RECIPES = {
     },
 }
 # what differs with weight standardisation: such latents stay small, and a rate for others would turn them over every few steps
-RECIPES_WSCONV = {"modern": {"lr": 0.0002, "init": 0.001}, "reference": {}}
+RECIPES_WSCONV = {"modern": {"lr": 0.0001, "init": 0.0005}, "reference": {}}
 PRETRAINED = ""  # checkpoint, packed or not, whose binary weights and statistics training starts from; empty: random ones
 LOSS = "ce"
 DECAY = 0.0  # weight decay
