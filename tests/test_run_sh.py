@@ -1,4 +1,4 @@
-"""run.sh as a whole, in a copy of the project, with a small demo set and a tiny schedule."""
+"""run.sh as a whole, in a copy of the project, with a small demo set and net and a tiny schedule."""
 
 import csv
 import re
@@ -21,6 +21,8 @@ def project(tmp_path, root):
     shutil.copy(copy / "requirements.txt", copy / ".venv" / "requirements.installed")
     demo = copy / "demo.py"
     demo.write_text(demo.read_text().replace(": 1000", ": 128"))
+    layers = "conv=((64, False), (64, True), (128, False), (128, True), (256, False), (256, False)),"
+    edit(copy, "models/cnv.py", layers, "conv=((16, True), (32, True)),")
     return copy
 
 

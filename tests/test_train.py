@@ -24,6 +24,21 @@ from models import CNV, TOPOLOGIES, Topology
 
 CHECKPOINT = Path("checkpoint/ckpt.t7.cifar10_smaller_11111.pth")
 TRAIN = "--train --data . --batch-size 16 --no-compile --epochs 3".split()
+SMALL = Topology(size=32, conv=((8, False), (16, True)), fc=(24,))
+IN_A_PROCESS = """
+import os, signal, sys
+import torch, train_smaller
+from models import TOPOLOGIES, Topology
+
+TOPOLOGIES["cifar_smaller"] = {topology}
+{more}
+train_smaller.run(train_smaller.main)
+"""  # the script with the small net
+
+
+@pytest.fixture(autouse=True)
+def small_net(monkeypatch):
+    monkeypatch.setitem(TOPOLOGIES, "cifar_smaller", SMALL)
 
 
 @pytest.fixture
@@ -60,15 +75,12 @@ def complain(monkeypatch, capsys):
     return call
 
 
-def start(root, *words, launch=()):
-    """Starts the script as a process of its own, with as many threads as this one."""
-    return subprocess.Popen(
-        [sys.executable, *launch, root / "train_smaller.py", *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
-    )
+def in_a_process(root, *words, more="", launch=(), **environment):
+    """Runs the script as a process of its own, with as many threads as this one, after the lines `more`."""
+    Path("script.py").write_text(IN_A_PROCESS.format(topology=SMALL, more=more))
+    threads = {"PYTHONPATH": str(root), "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    command = [sys.executable, *launch, "script.py", *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=280, env={**os.environ, **threads, **environment})
 
 
 def same(a, b):
@@ -91,22 +103,28 @@ def timeless(path):
     return state
 
 
-def test_interrupted_and_resumed_equals_uninterrupted(root, tmp_path, succeed):
-    write_cifar10(tmp_path, rows=60)  # enough that no epoch is over before the signal arrives
+STOP = """
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background has it ignored
+say = train_smaller.Processes.print
+def stop(self, line):
+    say(self, line)
+    if line.startswith("epoch"):
+        os.kill(os.getpid(), signal.{signal})
+train_smaller.Processes.print = stop
+"""
+
+
+def test_interrupted_and_resumed_equals_uninterrupted(root, data, succeed):
     options = [*TRAIN, "--compile", "--mem_fault", "faulty", "--wsconv", "--sess", "cifar10_smaller"]
     lines = succeed(*options)
     assert [line.split("  ")[0] for line in lines[-3:]] == ["epoch 1/3", "epoch 2/3", "epoch 3/3"]
     whole = CHECKPOINT.rename("whole.pth")
 
-    for stop in (signal.SIGKILL, signal.SIGINT):  # killed after the first epoch, interrupted after the second
-        process = start(root, *options, *["--resume"] * (stop == signal.SIGINT))
-        for line in process.stdout:
-            if line.startswith("epoch"):
-                process.send_signal(stop)
-                break
-        _, err = process.communicate(timeout=60)
-        assert process.returncode != 0
-    assert "holds epoch 2, --resume goes on from there" in err and "Traceback" not in err
+    killed = in_a_process(root, *options, more=STOP.format(signal="SIGKILL"))  # after the first epoch
+    assert killed.returncode == -signal.SIGKILL
+    interrupted = in_a_process(root, *options, "--resume", more=STOP.format(signal="SIGINT"))  # after the second
+    assert interrupted.returncode > 0 and "Traceback" not in interrupted.stderr
+    assert "holds epoch 2, --resume goes on from there" in interrupted.stderr
     two_epochs = CHECKPOINT.with_suffix(".csv").read_text()
 
     resumed = succeed(*options, "--resume")
@@ -196,7 +214,6 @@ def test_faults_in_evaluation(data, succeed):
 
 
 SPY = """
-import os, torch, train_smaller
 make_optimizer = train_smaller.make_optimizer
 def spy(net, options):
     spy.net = net
@@ -204,6 +221,7 @@ def spy(net, options):
 train_smaller.make_optimizer = spy
 train_smaller.main()
 torch.save(dict(spy.net.named_parameters()), f"parameters_{os.environ['RANK']}.pth")
+sys.exit()
 """
 
 
@@ -227,10 +245,7 @@ def test_noise_with_weight_standardisation(data, succeed):
 
 def test_two_processes(root, data, succeed, complain):
     launch = ("-m", "torch.distributed.run", "--nproc_per_node=2")
-    Path("spy.py").write_text(SPY)
-    words = [sys.executable, *launch, "spy.py", *TRAIN]
-    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    process = subprocess.run(words, capture_output=True, text=True, timeout=120, env=environment)
+    process = in_a_process(root, *TRAIN, more=SPY, launch=launch, OMP_NUM_THREADS="1")
     out = process.stdout
     assert process.returncode == 0, process.stderr
     epochs = [line.split("  ")[0] for line in out.splitlines() if line.startswith("epoch")]
@@ -246,13 +261,7 @@ def test_two_processes(root, data, succeed, complain):
 
 def test_without_a_compiler(root, data, succeed):
     options = "--train --data . --batch-size 16 --epochs 1 --no-bf16".split()
-    environment = {"CXX": "/nowhere/g++", "TORCHINDUCTOR_CACHE_DIR": str(Path("empty").absolute())}
-    process = subprocess.run(
-        [sys.executable, root / "train_smaller.py", *options],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **environment, "OMP_NUM_THREADS": str(torch.get_num_threads())},
-    )
+    process = in_a_process(root, *options, CXX="/nowhere/g++", TORCHINDUCTOR_CACHE_DIR=str(Path("empty").absolute()))
     assert process.returncode == 0, process.stderr
     assert process.stdout.count("torch.compile cannot run here") == 1
     fallback = CHECKPOINT.rename("fallback.pth")
