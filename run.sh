@@ -21,7 +21,7 @@ FAULTS="baseline faulty repaired_n repaired_s" # rows of the table; FAULTY_BIT, 
 NOISE=""        # sigma_val of weight noise, one or several: a row each, the mean of 10 runs
 SWEEP=${SWEEP:-1} # 1: after the table sweep.py measures all bits, repairs, rates and weight faults into results/; 0: not
 RUNS=""         # of everything random in the sweep; empty: those of sweep.py, for the demo set 3
-REPAIRS=""      # of the sweep; empty: all, for the demo set those that take next to no time
+REPAIRS=""      # of the sweep; empty: all but the offline ones
 DATA="data"     # folder in which the data sets lie
 PROCESSES=1     # more than one: one for each GPU; training is then data-parallel, the sweep shared out
 
@@ -115,7 +115,7 @@ for sess in $SESS; do
 done
 echo "$tables"
 if [ "$SWEEP" = 1 ]; then
-    [ "$dataset" = demo ] && RUNS=${RUNS:-3} REPAIRS=${REPAIRS:-repaired_n repaired_s constant_0 midpoint table left neighbors}
+    [ "$dataset" = demo ] && RUNS=${RUNS:-3}
     replace=
     [ "$TRAIN" = 1 ] && replace=--replace # results of the net before this training are moved away
     launch sweep.py --data "$DATA" --sess $SESS --seed $SEED ${RUNS:+--runs "$RUNS"} ${REPAIRS:+--repair $REPAIRS} $replace

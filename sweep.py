@@ -38,7 +38,8 @@ DATA = "data"  # folder in which all data sets lie
 RESULTS = "results"
 
 BITS = [7, 6, 5, 4, 3, 2, 1, 0]  # broken ones; 7 is the MSB
-REPAIR = list(REPAIRS)  # repaired_n: by each of the bits 6 to 0; repaired_s: by bit 7, the MSB
+# those that hardware can do as the pixels come, without the offline ones; repaired_n: by each of the bits 6 to 0; repaired_s: by bit 7
+REPAIR = [name for name, row in REPAIRS.items() if row.cost]
 RATE = [1e-4, 1e-3, 1e-2, 0.1, 0.3, 1]  # shares of a plane's bits that are broken, for the bits in RATE_BITS; 1: all
 RATE_BITS = [7, 6, 5]
 SIGMA = [0, 0.2, 0.4, 0.6, 0.8, 1.0]  # sigma_val of weight noise; its standard deviation is sigma_val²
