@@ -251,6 +251,7 @@ def bf16_is_fast(device):
 
 def compiled(net, batch_size, size, device, autocast, layout, say=print):
     """torch.compile(net), tried on a batch that leaves no trace; `net` itself where that cannot run."""
+    torch.compiler.reset()  # or what was compiled before in this process would have a say in how this net is
     torch._dynamo.config.recompile_limit = SHAPES
     fast = torch.compile(net)
     before = copy.deepcopy(net.state_dict())
