@@ -6,7 +6,6 @@ nothing beyond: statistics and signs forward, two sums and the gradient backward
 """
 
 import torch
-from torch import nn
 
 REACH = 1.0  # the gradient of the sign passes where its argument is not beyond this
 
