@@ -5,6 +5,8 @@ pass once more in the backward one. Here each direction is a function of its own
 nothing beyond: statistics and signs forward, two sums and the gradient backward, each one pass over the activations.
 """
 
+import functools
+
 import torch
 
 REACH = 1.0  # the gradient of the sign passes where its argument is not beyond this
@@ -76,17 +78,19 @@ def _input_gradient(gradient, x, mean, inverse, weight, bias, first, weight_mean
 
 
 INLINE = {"realize_reads_threshold": 100, "realize_opcount_threshold": 1000}  # nothing is stored on the way
-_compiled = {
-    function: torch.compile(function, dynamic=False, options=INLINE) for function in (_statistics, _signs, _sums, _input_gradient)
-}
+
+
+@functools.cache  # on first use: torch.compile with options takes a second, which only training needs to spend
+def _compiled(function):
+    return torch.compile(function, dynamic=False, options=INLINE)
 
 
 @torch.library.custom_op("cnv::normalized_signs", mutates_args=())
 def _forward(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, pool: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    mean, var = _compiled[_statistics](x)
-    found = _compiled[_signs](x, mean, weight / (var + eps).sqrt(), bias, pool)
+    mean, var = _compiled(_statistics)(x)
+    found = _compiled(_signs)(x, mean, weight / (var + eps).sqrt(), bias, pool)
     signs, first = found if pool else (found, x.new_empty(0, dtype=torch.int8))
     return signs, first, mean, var
 
@@ -115,9 +119,9 @@ def _backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     gradient = gradient.contiguous(memory_format=torch.channels_last)
     given = (gradient, x, mean, 1 / (var + eps).sqrt(), weight, bias, first if first.numel() else None)
-    weight_gradient, bias_gradient = _compiled[_sums](*given)
+    weight_gradient, bias_gradient = _compiled(_sums)(*given)
     number = x.numel() // x.shape[1]
-    x_gradient = _compiled[_input_gradient](*given, weight_gradient / number, bias_gradient / number)
+    x_gradient = _compiled(_input_gradient)(*given, weight_gradient / number, bias_gradient / number)
     return x_gradient, weight_gradient, bias_gradient
 
 
