@@ -161,9 +161,20 @@ def from_total_variation(images, bit):
 
 def from_predictor(images, bit, state):
     """What a net makes of the surroundings (predictor.py); `state` from its fit_predictor."""
+    zeros, ones = _chances(images, bit, state)
+    return set_bit(zeros, bit, (ones > 0.5).to(torch.uint8))
+
+
+def mean_of_predictor(images, bit, state):
+    """The mean of the two candidates, each weighted by how likely the same net finds it; changes other bits, too."""
+    zeros, ones = _chances(images, bit, state)
+    return zeros + (ones * (1 << bit)).round().to(torch.uint8)
+
+
+def _chances(images, bit, state):
+    """The lower candidates (uint8), and how likely the upper ones are (float32, 0 to 1)."""
     zeros = zeros_of(images, bit)
-    ones = predict(zeros.reshape(-1, *zeros.shape[-3:]), bit, state)
-    return set_bit(zeros, bit, ones.view(zeros.shape).to(torch.uint8))
+    return zeros, predict(zeros.reshape(-1, *zeros.shape[-3:]), bit, state).view(zeros.shape)
 
 
 class Cost(NamedTuple):
@@ -202,6 +213,7 @@ REPAIRS = {
     ),
     "variation": Repair(from_total_variation, "the candidates of least total variation", None),
     "learned": Repair(from_predictor, "what a small net says that learned from clean training images", None, fit_predictor),
+    "learned_mean": Repair(mean_of_predictor, "the mean of the candidates, weighted by how likely that net finds them", None, fit_predictor),
 }
 
 

@@ -20,6 +20,7 @@ def fitted(repair, bit, dataset, training_images):
     fit = REPAIRS[repair].fit
     if fit is None:
         return None
+    repair = next(name for name, row in REPAIRS.items() if row.fit is fit)  # the first of those that share it
     path = FOLDER / f"{dataset}_{repair}_{bit}.pt"
     if not path.is_file():
         images = training_images()

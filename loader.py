@@ -25,7 +25,6 @@ class DataSet(NamedTuple):
     read: Callable  # (root, train, workers) -> uint8 array N×H×W×3, N labels
     classes: int
     net: str  # key of models.TOPOLOGIES
-    padding: int  # of the random crop in training, pixels; 0: no crop
 
 
 def _cifar(kind):
@@ -41,10 +40,10 @@ def _tiny_imagenet(root, train, workers):
 
 
 DATASETS = {
-    "cifar10": DataSet("CIFAR-10", _cifar(CIFAR10), 10, "cifar_smaller", 4),
-    "cifar100": DataSet("CIFAR-100", _cifar(CIFAR100), 100, "cifar_smaller", 4),
-    "tiny_imagenet": DataSet("Tiny-ImageNet", _tiny_imagenet, 200, "tiny_imagenet_smaller", 0),
-    "demo": DataSet("demo set", _cifar(Demo), 10, "cifar_smaller", 0),
+    "cifar10": DataSet("CIFAR-10", _cifar(CIFAR10), 10, "cifar_smaller"),
+    "cifar100": DataSet("CIFAR-100", _cifar(CIFAR100), 100, "cifar_smaller"),
+    "tiny_imagenet": DataSet("Tiny-ImageNet", _tiny_imagenet, 200, "tiny_imagenet_smaller"),
+    "demo": DataSet("demo set", _cifar(Demo), 10, "cifar_smaller"),
 }
 
 

@@ -27,8 +27,8 @@ from tables import BASELINE
 PICTURES = 2  # test images in images.png
 DPI = 200  # of the PNGs
 # lines differ in marker and dash, and their colours in lightness, so that they can be told apart in grey
-COLORS = ["#000000", "#c8501e", "#2a6fb0", "#e3a418", "#1b7f5c", "#9a4fa8", "#7a7a7a", "#8c1d2f", "#58b4e0", "#b0a070", "#d95f9d"]
-MARKERS = ["o", "s", "^", "v", "D", "P", "X", "<", ">", "*", "h"]
+COLORS = ["#000000", "#c8501e", "#2a6fb0", "#e3a418", "#1b7f5c", "#9a4fa8", "#7a7a7a", "#8c1d2f", "#58b4e0", "#b0a070", "#d95f9d", "#4b5d16", "#7fd0b0"]
+MARKERS = ["o", "s", "^", "v", "D", "P", "X", "<", ">", "*", "h", "p", "d"]
 DASHES = ["-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1))]
 STYLE = {
     "font.size": 9,
@@ -94,6 +94,38 @@ def _draw_bits(name, summaries, shown):
     axes.invert_xaxis()
     figure.legend(loc="outside right upper")
     return figure
+
+
+def draw_nets(sessions):
+    """Accuracy against the broken bit: a panel for each fault and repair of `common`, a line for each net."""
+    rows = tables.layout(common(sessions))["bits"].rows
+    kinds = [(label, [cell for cell in cells if cell]) for label, _, (_, *cells) in rows]
+    across = min(3, len(kinds))
+    down = -(-len(kinds) // across)
+    size = (7.2, 1.2 + 2.1 * down)
+    figure, grid = plt.subplots(down, across, figsize=size, layout="constrained", sharex=True, sharey=True, squeeze=False)
+    for axes in grid.flat[len(kinds) :]:
+        axes.axis("off")
+    for axes, (label, cells) in zip(grid.flat, kinds):
+        axes.set_title(label)
+        for (name, summaries), style in zip(sessions.items(), _styles()):
+            _draw(axes, cells, summaries, lambda cell: cell.bit, style, name)
+    grid[0][0].set_xticks(sorted({cell.bit for _, cells in kinds for cell in cells}))
+    grid[0][0].invert_xaxis()
+    figure.supxlabel("broken bit (7: MSB)")
+    figure.supylabel("top-1 accuracy (%)")
+    figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return figure
+
+
+def common(sessions):
+    """Of the first session's {cell: Summary} what all have measured on whole planes, of the copies the MSB's alone."""
+    first, *others = sessions.values()
+    return {
+        cell: figures
+        for cell, figures in first.items()
+        if cell.level == 1 and cell.bit is not None and cell.repair != "repaired_n" and all(cell in its for its in others)
+    }
 
 
 def draw_rates(name, summaries):
@@ -183,6 +215,8 @@ def write(folder, sessions):
         for kind, draw in (("noise", draw_noise), ("flips", draw_flips)):
             if kind in found:
                 save(draw(sessions), folder / kind)
+        if len(sessions) > 1 and common(sessions):
+            save(draw_nets(sessions), folder / "nets")
 
 
 def write_pictures(folder, images, seed, rows, fitted):

@@ -15,8 +15,8 @@ from total_variation import least_variation
 WIDTH = 32  # channels between the convolutions
 DILATIONS = (1, 2, 1)
 CHUNK = 100  # images at once
-IMAGES = 10_000  # of the training images, to fit on
-EPOCHS = 6
+IMAGES = 5_000  # of the training images, to fit on
+EPOCHS = 8
 BATCH = 50
 LR = 3e-3  # of Adam; falls to zero along half a cosine
 SEED = 0
@@ -70,10 +70,10 @@ def fit_predictor(images, bit):
 
 @torch.inference_mode()
 def predict(zeros, bit, state):
-    """Which broken bits were 1: bool N×3×H×W. zeros: the lower candidates, uint8; state: from fit_predictor."""
+    """How likely each broken bit was 1: float32 N×3×H×W, 0 to 1. zeros: the lower candidates, uint8; state: from fit_predictor."""
     with torch.device("meta"):  # draws no random numbers
         net = Predictor()
     net.load_state_dict(state, assign=True)
     net.to(zeros.device, memory_format=torch.channels_last)
     parts = zeros.contiguous().split(CHUNK)
-    return torch.cat([net(look(part, 1 << bit).contiguous(memory_format=torch.channels_last)) > 0 for part in parts])
+    return torch.cat([net(look(part, 1 << bit).contiguous(memory_format=torch.channels_last)).sigmoid() for part in parts])

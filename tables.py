@@ -215,9 +215,14 @@ def _rank(repair):
     return [None, *REPAIRS].index(repair) if repair in (None, *REPAIRS) else len(REPAIRS) + 1
 
 
+def _place(cell):
+    """Where a cell stands in a table: repairs in the order of faults.REPAIRS."""
+    return _rank(cell.repair), FAULTS.index(cell.fault), -(cell.source or 0), cell.order
+
+
 def _table(title, corner, cells, row_label, field, figure="mean"):
     lines = {}
-    for cell in sorted(cells, key=lambda cell: (_rank(cell.repair), FAULTS.index(cell.fault), -(cell.source or 0), cell.order)):
+    for cell in sorted(cells, key=_place):
         lines.setdefault(row_label(cell), {})[getattr(cell, field)] = cell
     values = sorted({getattr(cell, field) for cell in cells}, reverse=field == "bit")
     rows = []
@@ -269,6 +274,25 @@ def _markdown(summaries, others=None):
         yield ""
 
 
+def matrices(sessions):
+    """Markdown lines: for each broken bit, and for weight bit errors, the nets ({name: summaries}) × what they are tested on."""
+    cells = {cell: None for summaries in sessions.values() for cell in summaries}
+    planes = [cell for cell in cells if cell.level == 1 and cell.fault in IMAGE_FAULTS]
+    tested = {f"Bit {bit}": [cell for cell in planes if cell.bit == bit] for bit in sorted({cell.bit for cell in planes}, reverse=True)}
+    tested["Weight bit errors"] = [cell for cell in cells if cell.fault == "flips"]
+    for title, columns in tested.items():
+        columns = [BASELINE, *sorted(columns, key=_place)]
+        if len(columns) > 1:
+            headings = [f"{cell.level:g}" if cell.fault == "flips" else label(cell) for cell in columns]
+            yield f"### {title}: accuracy (%)\n"
+            yield "| net | " + " | ".join(headings) + " |"
+            yield "|---" + "|--:" * len(columns) + "|"
+            for name, summaries in sessions.items():
+                texts = [f"{summaries[cell].mean:.2f}" if cell in summaries else "–" for cell in columns]
+                yield f"| {name} | {' | '.join(texts)} |"
+            yield ""
+
+
 def _costs(summaries):
     """A table of the repairs measured: what they do, and what they cost."""
     rows = [(name, row) for name, row in REPAIRS.items() if any(cell.repair == name for cell in summaries)]
@@ -283,7 +307,7 @@ def _costs(summaries):
 
 
 def markdown(name, rows, others):
-    """tables.md of a session: its own tables, then those beside each other session's.
+    """tables.md of a session: its own tables, then the difference to the other session, or beside several a matrix of all.
 
     rows: its rows; others: {name: rows}.
     """
@@ -299,8 +323,12 @@ def markdown(name, rows, others):
         *_markdown(summaries),
     ]
     lines += _costs(summaries)
-    for other, other_rows in others.items():
-        lines += [f"## {name} / {other} (difference)\n", *_markdown(summaries, summarize(other_rows))]
+    others = {other: summarize(other_rows) for other, other_rows in others.items()}
+    if len(others) > 1:
+        lines += ["## Nets × what they are tested on\n", *matrices({name: summaries, **others})]
+    else:
+        for other, its in others.items():
+            lines += [f"## {name} / {other} (difference)\n", *_markdown(summaries, its)]
     return "\n".join(lines)
 
 

@@ -29,7 +29,7 @@ from cli import Parser, UserError, run, within
 from evaluate import evaluate, score, to_score
 from faults import MSB, REPAIRS, Fault, ImpossibleRepair, weight_noise
 from loader import DATASETS, EvalBatches, TrainBatches, fitter, load, split, with_fault
-from models import LOSSES
+from models import LOSSES, shortfall
 from models.costs import costs, table
 from models.folded import Folded
 from processes import Processes
@@ -62,6 +62,7 @@ RECIPES = {
         "batch_size": {"cifar10": 128, "cifar100": 128, "tiny_imagenet": 256, "demo": 64},
         "epochs": {"cifar10": 40, "cifar100": 40, "tiny_imagenet": 30, "demo": 6},
         "duplicate": 1,
+        "padding": {"cifar10": 4, "cifar100": 4, "tiny_imagenet": 8, "demo": 0},  # of the random crop, pixels; 0: no crop
         "smoothing": 0.0,
         "clip": math.inf,
     },
@@ -74,6 +75,7 @@ RECIPES = {
         "batch_size": 2048,
         "epochs": 600,
         "duplicate": {"cifar10": 10, "cifar100": 10, "tiny_imagenet": 3, "demo": 10},
+        "padding": {"cifar10": 4, "cifar100": 4, "tiny_imagenet": 0, "demo": 0},
         "smoothing": 0.0,
         "clip": math.inf,
     },
@@ -82,6 +84,7 @@ RECIPES = {
 RECIPES_WSCONV = {"modern": {"lr": 0.0001, "init": 0.0005}, "reference": {}}
 PRETRAINED = ""  # checkpoint, packed or not, whose binary weights and statistics training starts from; empty: random ones
 LOSS = "ce"
+MARGIN = 0.0  # by which a label's logit should lead all others, in standard deviations of the logits; 0: no such term in the loss
 DECAY = 0.0  # weight decay
 BETAS = (0.9, 0.999)  # Adam
 MOMENTUM = 0.9  # SGD
@@ -92,7 +95,16 @@ STEP_WSCONV = (60, 0.5, math.inf)
 SHAPES = 64  # for so many sizes of activations torch.compile makes a function of its own (models/fused.py)
 
 # of checkpoints from before these were options
-OLDER = {"holdout": 0, "train_flip": 0.0, "train_noise": 0.0, "pretrained": "", "smoothing": 0.0, "clip": math.inf}
+OLDER = {
+    "holdout": 0,
+    "train_flip": 0.0,
+    "train_noise": 0.0,
+    "pretrained": "",
+    "padding": RECIPES["reference"]["padding"],
+    "smoothing": 0.0,
+    "clip": math.inf,
+    "margin": 0.0,
+}
 
 # machine
 WORKERS = os.cpu_count()  # threads that decode Tiny-ImageNet, the first time
@@ -154,7 +166,11 @@ def parse():
     group.add_argument("--epochs", type=within(int, 1))
     group.add_argument("--duplicate", type=within(int, 1), help="times each image comes in one pass; counts as epochs")
     group.add_argument("--loss", choices=LOSSES, help=f"cross-entropy or squared hinge, default {LOSS}")
+    group.add_argument("--padding", type=within(int, 0), help="of the random crop, pixels on each side; 0: no crop")
     group.add_argument("--smoothing", type=within(float, 0, 1), help="label smoothing of the cross-entropy")
+    group.add_argument(
+        "--margin", type=within(float, 0), help=f"by which labels should lead, in standard deviations of the logits, default {MARGIN}"
+    )
     group.add_argument("--clip", type=within(float, 0, open_low=True), help="latent weights stay in ± this")
     group.add_argument("--decay", type=within(float, 0), help=f"weight decay, default {DECAY}")
     group.add_argument(
@@ -176,6 +192,11 @@ def parse():
     return parser.parse_args()
 
 
+def for_dataset(values, dataset):
+    """The values, of those given for each data set this one's."""
+    return {name: value[dataset] if isinstance(value, dict) else value for name, value in values.items()}
+
+
 def settle(args, processes):
     """Everything that decides a training's result, each as given, else from the recipe, else from the constants."""
     dataset = args.dataset or DATASET
@@ -191,9 +212,10 @@ def settle(args, processes):
         "train_noise": TRAIN_NOISE,
         "pretrained": PRETRAINED,
         "loss": LOSS,
+        "margin": MARGIN,
         "decay": DECAY,
         "holdout": HOLDOUT,
-        **{name: value[dataset] if isinstance(value, dict) else value for name, value in values.items()},
+        **for_dataset(values, dataset),
     }
     given = {name: getattr(args, name) for name in defaults if getattr(args, name) is not None}
     options = {"dataset": dataset, "seed": args.seed, "recipe": recipe, **defaults, **given, "processes": processes}
@@ -229,6 +251,16 @@ def learning_rate(step, steps_per_pass, options):
     every, factor, last = STEP_WSCONV if options["wsconv"] else STEP
     epoch = step // steps_per_pass * options["duplicate"]
     return factor ** (min(epoch, last) // every)
+
+
+def make_loss(options):
+    """(logits, labels) -> scalar, as the options say."""
+    compute_loss = LOSSES[options["loss"]]
+    if options["smoothing"]:
+        compute_loss = functools.partial(compute_loss, label_smoothing=options["smoothing"])
+    if options["margin"]:
+        return lambda logits, labels: compute_loss(logits, labels) + shortfall(logits, labels, options["margin"])
+    return compute_loss
 
 
 def make_optimizer(net, options):
@@ -333,7 +365,7 @@ def make_batches(args, options, processes):
         images,
         labels,
         batch_size=options["batch_size"],
-        padding=DATASETS[name].padding,
+        padding=options["padding"],
         faults=faults,
         seed=seed,
         device=device,
@@ -352,7 +384,8 @@ def train(args, processes):
     saved = checkpoints.load(path) if args.resume else None
     if saved:
         if "options" in saved:
-            saved["options"] |= {name: value for name, value in OLDER.items() if name not in saved["options"]}
+            older = for_dataset(OLDER, saved["options"]["dataset"])
+            saved["options"] |= {name: value for name, value in older.items() if name not in saved["options"]}
         check_resumable(path, saved.get("options"), args, processes.number)
     options = saved["options"] if saved else settle(args, processes.number)
     if saved and saved["epoch"] >= options["epochs"]:
@@ -372,9 +405,7 @@ def train(args, processes):
     net.to(device, memory_format=layout)
     optimizer = make_optimizer(net, options)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, len(batches), options))
-    compute_loss = LOSSES[options["loss"]]
-    if options["smoothing"]:
-        compute_loss = functools.partial(compute_loss, label_smoothing=options["smoothing"])
+    compute_loss = make_loss(options)
     faults = TrainingFaults(net, options["train_flip"], options["train_noise"], options["seed"])
     log, epoch = [], 0
     if saved:

@@ -81,7 +81,7 @@ def by_hand(repair, channel, bit):
     return result
 
 
-SIMPLE = [name for name in REPAIRS if name not in ("repaired_n", "table", "variation", "learned")]
+SIMPLE = [name for name in REPAIRS if name not in ("repaired_n", "table", "variation", "learned", "learned_mean")]
 
 
 @pytest.mark.parametrize("repair", SIMPLE)
@@ -111,7 +111,7 @@ def test_nothing_depends_on_what_the_broken_bit_reads_nor_changes_another_bit(re
         ] + [fault.apply(images, lambda shape: torch.from_numpy(np.random.default_rng(1).integers(0, 2, shape, np.uint8)))]
         assert all(torch.equal(result, results[0]) for result in results)
         assert results[0].dtype == torch.uint8 and torch.equal(images, before)
-        assert repair == "midpoint" or ((results[0] ^ images) & ~torch.tensor(1 << bit, dtype=torch.uint8)).max() == 0
+        assert repair in ("midpoint", "learned_mean") or ((results[0] ^ images) & ~torch.tensor(1 << bit, dtype=torch.uint8)).max() == 0
         alone = torch.cat([mend_alone(fault, image) for image in images])
         assert torch.equal(alone, results[0])  # no image has a part in another's repair
 
@@ -154,14 +154,15 @@ def test_learned_repair_by_hand():
     again = predictor.fit_predictor(pictures(30), bit)
     assert all(torch.equal(state[key], again[key]) for key in state)
     chosen = mend("variation", images, bit).numpy() >> bit & 1  # checked by itself
-    mended = mend("learned", images, bit, state).numpy()
-    for image, total, result in zip(images.numpy().astype(int), chosen, mended):
+    mended, means = (mend(repair, images, bit, state).numpy() for repair in ("learned", "learned_mean"))
+    for image, total, result, mean in zip(images.numpy().astype(int), chosen, mended, means):
         zeros = image - (image >> bit & 1) * 2**bit
         x = np.concatenate([zeros / 128 - 1, (zeros + total * 2**bit) / 128 - 1, 2.0 * total - 1])
         for number, dilation in enumerate(predictor.DILATIONS):
             x = convolve(np.maximum(x, 0) if number else x, *(state[f"{2 * number}.{key}"].double().numpy() for key in ("weight", "bias")), dilation)
         sure = np.abs(x) > 1e-4
         assert sure.mean() > 0.99 and np.array_equal(result[sure], (zeros + (x > 0) * 2**bit)[sure])
+        assert np.abs(mean - zeros - 2**bit / (1 + np.exp(-x))).max() < 0.501
 
 
 def test_learned_repair_learns(monkeypatch):
@@ -230,6 +231,8 @@ def test_fits_are_kept_on_disk(tmp_path):
     table = torch.ones(3, 256, dtype=torch.uint8)
     torch.save(table, path)  # it is the file that counts, and no image is read again
     assert torch.equal(fits.fitted("table", 6, "cifar10", None), table)
+    torch.save({"weight": table}, fits.FOLDER / "cifar10_learned_6.pt")
+    assert torch.equal(fits.fitted("learned_mean", 6, "cifar10", None)["weight"], table)  # one fit for both
     path.write_bytes(b"cut")
     with pytest.raises(UserError, match="delete it, and it is made anew"):
         fitter("cifar10", ".")("table", 6)

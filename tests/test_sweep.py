@@ -330,6 +330,23 @@ def test_tables_parse_back_to_the_figures_of_the_csv(ready, call):
     assert cell["mean"] == pytest.approx(statistics.mean(accuracies(rows, fault="flips"))) and cell["runs"] == 3
 
 
+def test_matrices_of_several_nets(ready, call):
+    call("--sess", "cifar10_smaller", "cifar10_smaller_wsconv", *FEW)
+    one, two = (tables.read(Path(f"results/{name}_11111/sweep.csv"))[0] for name in ("cifar10_smaller", "cifar10_smaller_wsconv"))
+    two = [row for row in two if row["repair"] != "neighbors"]
+    text = tables.markdown("one", one, {"two": two, "three": one}).split("## Nets × what they are tested on")[1]
+    bit_7, bit_6, bit_3, flips = parse_tables(text)
+    assert [table[0] for table in (bit_7, bit_6, bit_3, flips)] == [*(f"Bit {bit}: accuracy (%)" for bit in (7, 6, 3)), "Weight bit errors: accuracy (%)"]
+    assert [line[0] for line in bit_7[2:]] == ["one", "two", "three"] and bit_7[2][1:] == bit_7[4][1:]
+    assert bit_7[1][:4] == ["net", "no fault", "faulty (random)", "faulty (stuck-at-0)"] and bit_3[1][-2:] == ["not_msb", "neighbors"]
+    for rows, line in ((one, bit_7[2]), (two, bit_7[3])):
+        drawn = [100 * row["correct"] / ROWS for row in rows if (row["bit"], row["fault"], row["repair"]) == (7, "random", None)]
+        assert float(line[2]) == pytest.approx(statistics.mean(drawn), abs=6e-3)
+    assert bit_7[3][-1] == "–" and bit_7[2][-1] != "–"
+    drawn = [100 * row["correct"] / ROWS for row in two if row["fault"] == "flips"]
+    assert flips[1] == ["net", "no fault", "0.02"] and float(flips[3][2]) == pytest.approx(statistics.mean(drawn), abs=6e-3)
+
+
 def test_interval():
     """Wilson's interval as in tables of it, and Student's t where the runs differ and there are many images."""
     assert tables.interval(50, None, 1, 10) == pytest.approx((23.66, 76.34), abs=0.01)
@@ -384,6 +401,10 @@ def test_plots_show_the_csv(ready, call, monkeypatch):
             assert panel[sess] == [[0, mean(its, fault="none")], [0.3, pytest.approx(mean(its, fault=fault))]]
     (flips,) = figures[name, "flips"]
     assert flips[f"{name}, bit errors"][0][1] == pytest.approx(mean(rows, fault="flips"))
+    nets = figures[name, "nets"]
+    assert len(nets) == 6 and sum(map(bool, nets)) == 6  # three kinds of broken bits, three repairs but the copies
+    for sess, its in ((name, rows), ("cifar10_smaller_wsconv_11111", other)):
+        assert dict(nets[5][sess]) == {float(bit): mean(its, bit=bit, repair="neighbors") for bit in ("7", "3")}
     values = [100 * int(row["correct"]) / ROWS for row in rows if row["fault"] == "noise"]
     ends = {y for x, y in bands[name, "noise"][0][0] if x == 0.3}
     assert (min(ends), max(ends)) == pytest.approx([np.mean(values) + sign * np.std(values, ddof=1) for sign in (-1, 1)])

@@ -175,19 +175,32 @@ def test_holdout(data, succeed, monkeypatch):
     assert state["acc"] == pytest.approx(100 * (net(images[held].float() / 255).argmax(1) == labels[held]).float().mean().item())
 
 
-def test_label_smoothing_against_numpy(data, succeed):
+def smoothed(logits, labels):
+    log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    target = np.full(logits.shape, 0.02) + 0.8 * np.eye(10)[labels]
+    return -(target * log_p).sum(1).mean()
+
+
+def with_margin(logits, labels):
+    loss, short = [], []
+    for row, label in zip(logits, labels):
+        lead = row[label] - max(np.delete(row, label))
+        loss.append(np.log(np.exp(row).sum()) - row[label])
+        short.append(max(0, 1.5 - lead / np.sqrt(((logits - logits.mean()) ** 2).mean())))
+    return np.mean(loss) + np.mean(short)
+
+
+@pytest.mark.parametrize("option,value,expected", [("--smoothing", "0.2", smoothed), ("--margin", "1.5", with_margin)])
+def test_loss_against_numpy(data, succeed, option, value, expected):
     """The loss of the first batch is that of the net as it starts."""
-    succeed(*TRAIN, "--epochs", "1", "--batch-size", "200", "--smoothing", "0.2", "--no-bf16")
+    succeed(*TRAIN, "--epochs", "1", "--batch-size", "200", "--padding", "3", option, value, "--no-bf16")
     loss = torch.load(CHECKPOINT)["log"][0]["loss"]
     torch.manual_seed(11111)
     net = CNV(TOPOLOGIES["cifar_smaller"], 10, init=0.05).train()
     images, labels = load("cifar10", ".", train=True)
-    batches = TrainBatches(images, labels, 200, 4, [Fault.of("baseline", 0, 0)], 11111, torch.device("cpu"))
+    batches = TrainBatches(images, labels, 200, 3, [Fault.of("baseline", 0, 0)], 11111, torch.device("cpu"))
     images, labels = next(batches.epoch(0))
-    logits = net(images).detach().double().numpy()
-    log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
-    target = np.full(logits.shape, 0.02) + 0.8 * np.eye(10)[labels]
-    assert loss == pytest.approx(-(target * log_p).sum(1).mean(), rel=1e-4)
+    assert loss == pytest.approx(expected(net(images).detach().double().numpy(), labels.numpy()), rel=1e-4)
 
 
 def test_originals_checkpoint(data, succeed, complain):
