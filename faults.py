@@ -73,7 +73,7 @@ def constant_1(images, bit):
 
 
 def midpoint(images, bit):
-    """Halfway between the candidates, rounded down: the one repair that changes other bits, too."""
+    """Halfway between the candidates, rounded down; changes other bits, too."""
     return zeros_of(images, bit) + (1 << bit >> 1)
 
 

@@ -59,10 +59,11 @@ RECIPES = {
         "lr": 0.01,
         "init": 0.05,
         "schedule": "cosine",
-        "batch_size": {"cifar10": 128, "cifar100": 128, "tiny_imagenet": 256, "demo": 64},
+        "batch_size": {"cifar10": 128, "cifar100": 128, "tiny_imagenet": 128, "demo": 64},
         "epochs": {"cifar10": 40, "cifar100": 40, "tiny_imagenet": 30, "demo": 6},
         "duplicate": 1,
-        "padding": {"cifar10": 4, "cifar100": 4, "tiny_imagenet": 8, "demo": 0},  # of the random crop, pixels; 0: no crop
+        "padding": {"cifar10": 4, "cifar100": 4, "tiny_imagenet": 4, "demo": 0},  # of the random crop, pixels; 0: no crop
+        "soften": {"cifar10": 0.0, "cifar100": 0.0, "tiny_imagenet": 0.6, "demo": 0.0},
         "smoothing": 0.0,
         "clip": math.inf,
     },
@@ -76,6 +77,7 @@ RECIPES = {
         "epochs": 600,
         "duplicate": {"cifar10": 10, "cifar100": 10, "tiny_imagenet": 3, "demo": 10},
         "padding": {"cifar10": 4, "cifar100": 4, "tiny_imagenet": 0, "demo": 0},
+        "soften": 0.0,
         "smoothing": 0.0,
         "clip": math.inf,
     },
@@ -101,6 +103,7 @@ OLDER = {
     "train_noise": 0.0,
     "pretrained": "",
     "padding": RECIPES["reference"]["padding"],
+    "soften": 0.0,
     "smoothing": 0.0,
     "clip": math.inf,
     "margin": 0.0,
@@ -167,6 +170,9 @@ def parse():
     group.add_argument("--duplicate", type=within(int, 1), help="times each image comes in one pass; counts as epochs")
     group.add_argument("--loss", choices=LOSSES, help=f"cross-entropy or squared hinge, default {LOSS}")
     group.add_argument("--padding", type=within(int, 0), help="of the random crop, pixels on each side; 0: no crop")
+    group.add_argument(
+        "--soften", type=within(float, 0, 1), help="share of the training in which activations go from hard tanh to binary"
+    )
     group.add_argument("--smoothing", type=within(float, 0, 1), help="label smoothing of the cross-entropy")
     group.add_argument(
         "--margin", type=within(float, 0), help=f"by which labels should lead, in standard deviations of the logits, default {MARGIN}"
@@ -253,6 +259,11 @@ def learning_rate(step, steps_per_pass, options):
     return factor ** (min(epoch, last) // every)
 
 
+def softness(step, total, options):
+    """Of the activations at a step, counted from 0, of so many: 1 for hard tanh, 0 for binary ones."""
+    return max(0.0, 1 - step / (options["soften"] * total)) if options["soften"] else 0.0
+
+
 def make_loss(options):
     """(logits, labels) -> scalar, as the options say."""
     compute_loss = LOSSES[options["loss"]]
@@ -300,15 +311,17 @@ def compiled(net, batch_size, size, device, autocast, layout, say=print):
     return fast
 
 
-def train_pass(model, batches, batch_size, compute_loss, optimizer, scheduler, autocast, layout, faults):
+def train_pass(model, batches, batch_size, compute_loss, optimizer, scheduler, autocast, layout, faults, soften):
     """One optimiser step for each batch. Returns score() and loss summed over the images, as tensors, and the last lr.
 
+    soften: a function of the step, counted from 0, that makes the net's activations as soft as they are to be in it.
     Only batches of `batch_size` run compiled: another size would be compiled once more, for one step of a pass.
     """
     sums = loss_sum = 0
     model.train()
     for images, labels in batches:
         images = images.contiguous(memory_format=layout)
+        soften(scheduler.last_epoch)
         with faults.at(scheduler.last_epoch):
             with autocast, torch.compiler.set_stance("default" if len(images) == batch_size else "force_eager"):
                 logits = model(images)
@@ -407,6 +420,11 @@ def train(args, processes):
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, len(batches), options))
     compute_loss = make_loss(options)
     faults = TrainingFaults(net, options["train_flip"], options["train_noise"], options["seed"])
+    steps_in_all = len(batches) * (epochs // options["duplicate"])
+
+    def soften(step):
+        net.softness.fill_(softness(step, steps_in_all, options))
+
     log, epoch = [], 0
     if saved:
         optimizer.load_state_dict(saved["optimizer"])
@@ -438,7 +456,7 @@ def train(args, processes):
             start = time.monotonic()
             steps = processes.bar(batches.epoch(epoch), f"epoch {epoch + options['duplicate']}", len(batches))
             sums, loss_sum, lr = train_pass(
-                model, steps, options["batch_size"], compute_loss, optimizer, scheduler, autocast, layout, faults
+                model, steps, options["batch_size"], compute_loss, optimizer, scheduler, autocast, layout, faults, soften
             )
             trained = to_score(processes.sum(sums))
             loss = processes.sum(loss_sum).item() / trained.n

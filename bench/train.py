@@ -4,6 +4,7 @@
     python bench/train.py --data data                      # CIFAR-10 net
     python bench/train.py --data data --dataset demo
     python bench/train.py --parts                          # where the time of our step goes
+    python bench/train.py --train_flip 0.05 --margin 3     # our step with these options against ours without
 
 usual: torchvision's CIFAR10 and transforms in a DataLoader, Brevitas' layers, float32, eager.
 ours: train_smaller.py's batches and step. Both on the same images, net, batch size and optimiser, in turn, so
@@ -14,6 +15,7 @@ is taken round by round; its median is what to quote.
 import statistics
 import sys
 import time
+from argparse import Namespace
 from itertools import islice
 from pathlib import Path
 
@@ -28,8 +30,7 @@ import train_smaller
 from CIFARDataset import CIFAR10
 from cli import Parser, run, within
 from demo import Demo
-from faults import Fault
-from loader import TrainBatches, load
+from loader import TrainBatches, fitter, load
 from models import CNV, TOPOLOGIES
 from models.costs import costs
 from training_faults import TrainingFaults
@@ -41,6 +42,7 @@ WARM_UP = 3  # steps before those that count, with --parts
 LARGE = 4096  # rows and columns of the product that tells the machine's limit
 WORKERS = 2  # DataLoader processes
 KINDS = {"cifar10": CIFAR10, "demo": Demo}
+PLAIN = {"mem_fault": "baseline", "faulty_bit": 6, "neighbor_offset": -1, "train_flip": 0.0, "train_noise": 0.0, "margin": 0.0}
 
 
 class Plain(torch.utils.data.Dataset):
@@ -75,22 +77,22 @@ def usual_steps(args, device):
 
 
 def our_training(args, device):
-    """Net, compiled net, batches, optimiser and autocast of train_smaller.py."""
+    """Net, compiled net, batches, optimiser, autocast, loss and faults of the weights of train_smaller.py."""
     images, labels = load(args.dataset, args.data, True)
-    fault = Fault.of("baseline", 0, 0)
-    batches = TrainBatches(images, labels, BATCH_SIZE, padding=4, faults=[fault], seed=0, device=device)
+    image_faults = train_smaller.image_faults(vars(args), fitter(args.dataset, args.data))
+    batches = TrainBatches(images, labels, BATCH_SIZE, padding=4, faults=image_faults, seed=0, device=device)
     net = CNV(TOPOLOGIES["cifar_smaller"], 10).to(device, memory_format=torch.channels_last)
     options = {**train_smaller.RECIPES["modern"], "decay": train_smaller.DECAY, "processes": 1}
     optimizer = train_smaller.make_optimizer(net, options)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=train_smaller.bf16_is_fast(device))
     model = train_smaller.compiled(net, BATCH_SIZE, batches.size, device, autocast, torch.channels_last)
-    return net, model, batches, optimizer, autocast
+    compute_loss = train_smaller.make_loss({**options, "loss": "ce", "margin": args.margin})
+    return model, batches, optimizer, autocast, compute_loss, TrainingFaults(net, args.train_flip, args.train_noise, 0)
 
 
 def our_steps(args, device):
     """The same of ours."""
-    net, model, batches, optimizer, autocast = our_training(args, device)
-    faults = TrainingFaults(net, args.train_flip, args.train_noise, 0)
+    model, batches, optimizer, autocast, compute_loss, faults = our_training(args, device)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
     epoch = 0
     while True:
@@ -98,7 +100,7 @@ def our_steps(args, device):
         for _ in range(len(batches.labels) // BATCH_SIZE):
             one = islice(steps, 1)
             train_smaller.train_pass(
-                model, one, BATCH_SIZE, F.cross_entropy, optimizer, scheduler, autocast, torch.channels_last, faults
+                model, one, BATCH_SIZE, compute_loss, optimizer, scheduler, autocast, torch.channels_last, faults, lambda step: None
             )
             yield
         epoch += 1
@@ -106,7 +108,7 @@ def our_steps(args, device):
 
 def parts(args, device):
     """Print which share of our step is what, and what its products reach of the rate of one large product."""
-    net, model, batches, optimizer, autocast = our_training(args, device)
+    model, batches, optimizer, autocast, compute_loss, faults = our_training(args, device)
     times = {"data": [], "forward": [], "backward": [], "optimiser": []}
 
     def clock():
@@ -114,12 +116,11 @@ def parts(args, device):
             torch.cuda.synchronize()
         return time.perf_counter()
 
-    faults = TrainingFaults(net, args.train_flip, args.train_noise, 0)
     for number, (images, labels) in enumerate(islice(timed(batches.epoch(0), times["data"], clock), WARM_UP + args.rounds * STEPS)):
         start = clock()
         with faults.at(number):
             with autocast:
-                loss = F.cross_entropy(model(images.contiguous(memory_format=torch.channels_last)), labels)
+                loss = compute_loss(model(images.contiguous(memory_format=torch.channels_last)), labels)
             forward = clock()
             optimizer.zero_grad()
             loss.backward()
@@ -131,7 +132,7 @@ def parts(args, device):
     medians = {name: statistics.median(values[WARM_UP:]) for name, values in times.items()}
     step = sum(medians.values())
 
-    _, first, *_, total = costs(net.topology, net.classes)
+    _, first, *_, total = costs(TOPOLOGIES["cifar_smaller"], 10)
     operations = 2 * BATCH_SIZE * (3 * total.macs - first.macs)  # forward, by inputs, by weights; not by the images
     dtype = torch.bfloat16 if train_smaller.bf16_is_fast(device) else torch.float32
     a, b = (torch.randn(LARGE, LARGE, device=device).to(dtype) for _ in range(2))
@@ -175,28 +176,40 @@ def main():
     parser.add_argument("--dataset", choices=KINDS, default="cifar10")
     parser.add_argument("--data", default="data")
     parser.add_argument("--rounds", type=within(int, 1), default=ROUNDS)
-    parser.add_argument("--train_flip", type=within(float, 0, 0.5), default=0.0, help="as of train_smaller.py, in our step")
-    parser.add_argument("--train_noise", type=within(float, 0), default=0.0, help="likewise")
     parser.add_argument("--parts", action="store_true", help="where the time of our step goes, instead")
+    group = parser.add_argument_group("as of train_smaller.py: our step with these, against ours without")
+    for name, value in PLAIN.items():
+        kind = train_smaller.bit_or_any if name == "faulty_bit" else type(value)
+        group.add_argument(f"--{name}", type=kind, default=value)
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if args.parts:
         return parts(args, device)
-    ways = {"usual": usual_steps(args, device), "ours": our_steps(args, device)}
-    for steps in ways.values():
+    plain = Namespace(**{**vars(args), **PLAIN})
+    if plain == args:
+        ways = {"usual": usual_steps(args, device), "ours": our_steps(args, device)}
+    else:
+        ways = {"without": our_steps(plain, device), "with": our_steps(args, device)}
+    for steps in [*ways.values()] * 2:  # twice: compiling one net undoes what was compiled before
         rate(steps, 2, device)  # workers start, kernels are compiled
     rates = {name: [] for name in ways}
     for number in range(1, args.rounds + 1):
         for name, steps in ways.items():
             rates[name].append(rate(steps, STEPS, device))
-        usual, ours = rates["usual"][-1], rates["ours"][-1]
-        print(f"round {number}: usual {usual:.0f}, ours {ours:.0f} images/s, {ours / usual:.2f} times", flush=True)
-    ratios = [ours / usual for usual, ours in zip(*rates.values())]
+        print(f"round {number}: {described({name: values[-1] for name, values in rates.items()})}", flush=True)
+    ratios = [second / first for first, second in zip(*rates.values())]
     medians = {name: statistics.median(values) for name, values in rates.items()}
     print(
-        f"median of {args.rounds} rounds on {device.type}, {torch.get_num_threads()} threads: usual {medians['usual']:.0f}, "
-        f"ours {medians['ours']:.0f} images/s, {statistics.median(ratios):.2f} times"
+        f"median of {args.rounds} rounds on {device.type}, {torch.get_num_threads()} threads: "
+        f"{described(medians, statistics.median(ratios))}"
     )
+
+
+def described(rates, ratio=None):
+    """Two rates, {name: images/s}, and how many times the first the second is, in words."""
+    first, second = rates.values()
+    words = ", ".join(f"{name} {rate:.0f}" for name, rate in rates.items())
+    return f"{words} images/s, {ratio or second / first:.2f} times"
 
 
 if __name__ == "__main__":

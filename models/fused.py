@@ -12,13 +12,14 @@ import torch
 REACH = 1.0  # the gradient of the sign passes where its argument is not beyond this
 
 
-def normalized_signs(x, norm, pool):
-    """pool(sign(norm(x))) in training: ±1 of x's dtype. The running statistics of `norm` take in the batch's.
+def normalized_signs(x, norm, softness, pool):
+    """pool(softened(norm(x))) in training, of x's dtype. The running statistics of `norm` take in the batch's.
 
-    x: float N×C×H×W in channels_last; norm: a BatchNorm2d; pool: is a 2×2 max pool wanted? Then H and W are even.
+    x: float N×C×H×W in channels_last; norm: a BatchNorm2d; softness: scalar tensor, 0 for signs, as in CNV; pool: is a
+    2×2 max pool wanted? Then H and W are even.
     Gradients are those of the modules one by one: a window's goes to its first largest value, row by row.
     """
-    signs, _, mean, var = torch.ops.cnv.normalized_signs(x, norm.weight, norm.bias, norm.eps, pool)
+    signs, _, mean, var = torch.ops.cnv.normalized_signs(x, norm.weight, norm.bias, softness, norm.eps, pool)
     with torch.no_grad():
         number = x.numel() // x.shape[1]
         norm.num_batches_tracked += 1
@@ -39,16 +40,21 @@ def _statistics(x):
     return mean, (x.square().mean(0) - mean.square()).clamp(min=0)
 
 
-def _signs(x, mean, gain, bias, pool):
-    """The signs, and where they are pooled which value of each window is the first largest one (int8, 0 to 3)."""
+def _signs(x, mean, gain, bias, softness, pool):
+    """The signs, softened, and where they are pooled which value of each window is the first largest one (int8, 0 to 3)."""
+
+    def act(values):
+        normal = (values.float() - mean) * gain + bias
+        signs = torch.where(normal >= 0, 1.0, -1.0)
+        return signs + softness * (normal.clamp(-REACH, REACH) - signs)
+
     if not pool:
-        x = x.permute(0, 2, 3, 1)
-        return torch.where((x.float() - mean) * gain + bias >= 0, 1.0, -1.0).to(x.dtype).permute(0, 3, 1, 2)
+        return act(x.permute(0, 2, 3, 1)).to(x.dtype).permute(0, 3, 1, 2)
     windows = _windows(x)
-    up = [(windows[:, :, i, :, j].float() - mean) * gain + bias >= 0 for i in (0, 1) for j in (0, 1)]
-    signs = torch.where(up[0] | up[1] | up[2] | up[3], 1.0, -1.0).to(x.dtype)
-    first = torch.where(up[0], 0.0, torch.where(up[1], 1.0, torch.where(up[2], 2.0, torch.where(up[3], 3.0, 0.0))))
-    return signs.permute(0, 3, 1, 2), first.to(torch.int8).permute(0, 3, 1, 2)
+    acts = [act(windows[:, :, i, :, j]) for i in (0, 1) for j in (0, 1)]
+    largest = torch.maximum(torch.maximum(acts[0], acts[1]), torch.maximum(acts[2], acts[3]))
+    first = torch.where(acts[0] == largest, 0.0, torch.where(acts[1] == largest, 1.0, torch.where(acts[2] == largest, 2.0, 3.0)))
+    return largest.to(x.dtype).permute(0, 3, 1, 2), first.to(torch.int8).permute(0, 3, 1, 2)
 
 
 def _passed(gradient, x, mean, inverse, weight, bias, first):
@@ -87,16 +93,16 @@ def _compiled(function):
 
 @torch.library.custom_op("cnv::normalized_signs", mutates_args=())
 def _forward(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, pool: bool
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, softness: torch.Tensor, eps: float, pool: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     mean, var = _compiled(_statistics)(x)
-    found = _compiled(_signs)(x, mean, weight / (var + eps).sqrt(), bias, pool)
+    found = _compiled(_signs)(x, mean, weight / (var + eps).sqrt(), bias, softness, pool)
     signs, first = found if pool else (found, x.new_empty(0, dtype=torch.int8))
     return signs, first, mean, var
 
 
 @_forward.register_fake
-def _(x, weight, bias, eps, pool):
+def _(x, weight, bias, softness, eps, pool):
     n, c, h, w = x.shape
     small = (n, c, h // 2, w // 2) if pool else x.shape
     signs = x.new_empty(small).contiguous(memory_format=torch.channels_last)
@@ -131,7 +137,7 @@ def _(gradient, x, mean, var, weight, bias, first, eps):
 
 
 def _keep(ctx, inputs, output):
-    x, weight, bias, ctx.eps, _ = inputs
+    x, weight, bias, _, ctx.eps, _ = inputs
     _, first, mean, var = output
     ctx.mark_non_differentiable(first, mean, var)
     ctx.save_for_backward(x, mean, var, weight, bias, first)
@@ -139,7 +145,7 @@ def _keep(ctx, inputs, output):
 
 def _differentiate(ctx, gradient, *_):
     x_gradient, weight_gradient, bias_gradient = torch.ops.cnv.normalized_signs_backward(gradient, *ctx.saved_tensors, ctx.eps)
-    return x_gradient, weight_gradient, bias_gradient, None, None
+    return x_gradient, weight_gradient, bias_gradient, None, None, None
 
 
 _forward.register_autograd(_differentiate, setup_context=_keep)
