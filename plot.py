@@ -112,8 +112,9 @@ def draw_nets(sessions):
             _draw(axes, cells, summaries, lambda cell: cell.bit, style, name)
     grid[0][0].set_xticks(sorted({cell.bit for _, cells in kinds for cell in cells}))
     grid[0][0].invert_xaxis()
-    figure.supxlabel("broken bit (7: MSB)")
-    figure.supylabel("top-1 accuracy (%)")
+    for axes in grid[-1]:
+        axes.set_xlabel("broken bit (7: MSB)")
+    figure.supylabel("top-1 accuracy (%)", fontsize="medium")
     figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
 
@@ -174,13 +175,13 @@ def draw_images(images, seed, neighbor_offset, bits, repairs, fitted=None):
     """
     faults = ["faulty", *repairs]
     rows, columns = len(images) * len(faults), 1 + len(bits)
-    figure, grid = plt.subplots(rows, columns, figsize=(7.2, 0.82 * rows), layout="constrained", squeeze=False)
+    figure, grid = plt.subplots(rows, columns, figsize=(7.2, 0.86 * rows), layout="constrained", squeeze=False)
     for axes in grid.flat:
         axes.axis("off")
     for axes, title in zip(grid[0], ["clean", *(f"bit {bit}" for bit in bits)]):
         axes.set_title(title)
     for row, axes in enumerate(grid[:, 0]):
-        axes.text(-0.1, 0.5, faults[row % len(faults)], rotation=90, va="center", ha="right", transform=axes.transAxes)
+        axes.text(-0.1, 0.5, faults[row % len(faults)], rotation=90, va="center", ha="right", fontsize="small", transform=axes.transAxes)
     for axes, image in zip(grid[:: len(faults), 0], images):
         axes.imshow(image.permute(1, 2, 0).numpy())
     for first, name in enumerate(faults):
