@@ -8,6 +8,7 @@ import pytest
 import torch
 from made import write_cifar10
 
+import faults
 import fits
 import predictor
 import total_variation
@@ -214,8 +215,11 @@ def test_total_variation_against_minimum_cuts(bit):
 def test_chunks_do_not_matter(monkeypatch):
     images = pictures(5)
     together = mend("variation", images, 6)
-    monkeypatch.setattr(total_variation, "CHUNK", 2)
+    monkeypatch.setattr(total_variation, "CHUNK", 2 * images[0].numel())
     assert torch.equal(mend("variation", images, 6), together)
+    together = mend("neighbors", images, 6)
+    monkeypatch.setattr(faults, "NEIGHBOR_CHUNK", 2)
+    assert torch.equal(mend("neighbors", images, 6), together)
 
 
 def test_fits_are_kept_on_disk(tmp_path):
