@@ -15,9 +15,9 @@ from total_variation import least_variation
 WIDTH = 32  # channels between the convolutions
 DILATIONS = (1, 2, 1)
 CHUNK = 100  # images at once
-IMAGES = 5_000  # of the training images, to fit on
+PIXELS = 5_000 * 32 * 32  # of the training images, to fit on
 EPOCHS = 8
-BATCH = 50
+BATCH = 50 * 32 * 32  # pixels
 LR = 3e-3  # of Adam; falls to zero along half a cosine
 SEED = 0
 
@@ -42,8 +42,10 @@ def look(zeros, step):
 
 
 def fit_predictor(images, bit):
-    """The state dict of a Predictor for a bit. images: clean ones, uint8 N×3×H×W; of many, IMAGES from all over."""
-    images = images[:: max(1, len(images) // IMAGES)][:IMAGES].contiguous()
+    """The state dict of a Predictor for a bit. images: clean ones, uint8 N×3×H×W; of many, PIXELS from all over."""
+    size = images.shape[-2] * images.shape[-1]
+    number, batch = (max(1, pixels // size) for pixels in (PIXELS, BATCH))
+    images = images[:: max(1, len(images) // number)][:number].contiguous()
     step = 1 << bit
     seen = look(images & (0xFF ^ step), step).half()
     bits = (images >> bit & 1).half()
@@ -53,10 +55,10 @@ def fit_predictor(images, bit):
         net = Predictor()
     net.to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(net.parameters(), LR)
-    steps = EPOCHS * -(-len(images) // BATCH)
+    steps = EPOCHS * -(-len(images) // batch)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(EPOCHS):
-        for part in torch.randperm(len(images), generator=generator).split(BATCH):
+        for part in torch.randperm(len(images), generator=generator).split(batch):
             inputs, target = seen[part].float(), bits[part].float()
             if torch.rand((), generator=generator) < 0.5:
                 inputs, target = inputs.flip(-1), target.flip(-1)

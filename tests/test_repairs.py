@@ -169,6 +169,7 @@ def test_learned_repair_by_hand():
 def test_learned_repair_learns(monkeypatch):
     """Where channels differ by little but a constant, it finds more bits than the total variation it starts from."""
     monkeypatch.setattr(predictor, "EPOCHS", 40)
+    monkeypatch.setattr(predictor, "BATCH", 50 * 16 * 16)
     noise = torch.from_numpy(np.random.default_rng(0).normal(0, 30, (200, 1, 16, 16)))
     offsets = torch.tensor([-21, 0, 21])[:, None, None]
     images, bit = (pictures(200, 16, 16)[:, :1] + noise + offsets).clamp(0, 255).to(torch.uint8), 6
