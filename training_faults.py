@@ -8,6 +8,8 @@ import torch
 
 from models.wsconv import WSConv2d, WSLinear
 
+SIGN_BIT = -(1 << 31)  # of a float32, as int32
+
 
 class TrainingFaults:
     """Faults of the weights in training: fresh ones in every forward pass, gone before the optimiser's step.
@@ -15,7 +17,7 @@ class TrainingFaults:
     flip: probability that a binary weight has the other sign, below 1. noise: standard deviation of Gaussian noise on the
     latent weights, in units of each layer's root mean square weight. The gradient is that at the faulty weights; it
     goes to the latent weights as they were. What a step draws depends on (seed, step) alone. For that to cost little,
-    the noise of a step is a window, somewhere in a store of normal numbers that is drawn once.
+    the faults of a step are a window, somewhere in a store of normal numbers, or of sign bits, that is drawn once.
     """
 
     SHIFTS = 1 << 20  # places at which the window may begin
@@ -25,9 +27,12 @@ class TrainingFaults:
         self.total = sum(layer.weight.numel() for layer in self.layers)
         device = self.layers[0].weight.device
         self.generator = torch.Generator(device)
+        self.generator.manual_seed(seed)
         if noise:
-            self.generator.manual_seed(seed)
-            self.store = torch.randn(self.total + self.SHIFTS, generator=self.generator, device=device)
+            self.normal = torch.randn(self.total + self.SHIFTS, generator=self.generator, device=device)
+        if flip:
+            flips = torch.rand(self.total + self.SHIFTS, generator=self.generator, device=device) < flip
+            self.sign_bits = torch.where(flips, SIGN_BIT, 0).to(torch.int32)
 
     @contextmanager
     def at(self, step):
@@ -44,30 +49,22 @@ class TrainingFaults:
         flat = [layer.weight.data.as_strided((layer.weight.numel(),), (1,)) for layer in self.layers]
         # flipping back mends the others exactly
         intact = [weight.clone() if self.noise or anew else None for weight, anew in zip(flat, standardised)]
+        noise_start, flip_start = torch.randint(self.SHIFTS, (2,), generator=self.generator, device=flat[0].device).tolist()
         if self.noise:
-            start = int(torch.randint(self.SHIFTS, (), generator=self.generator, device=flat[0].device))
-            for weight in flat:
-                weight.add_(self.store[start : start + len(weight)], alpha=self.noise * weight.square().mean().sqrt().item())
-                start += len(weight)
-        flipped = self._flipped(flat) if self.flip else []
-        for weight, places in zip(flat, flipped):
-            weight[places] *= -1
+            for weight, noise in zip(flat, self._window(self.normal, noise_start)):
+                weight.add_(noise, alpha=self.noise * weight.square().mean().sqrt().item())
+        flips = self._window(self.sign_bits, flip_start) if self.flip else []
+        for weight, bits in zip(flat, flips):
+            weight.view(torch.int32).bitwise_xor_(bits)
         try:
             yield
         finally:
-            for weight, places in zip(flat, flipped):
-                weight[places] *= -1
+            for weight, bits in zip(flat, flips):
+                weight.view(torch.int32).bitwise_xor_(bits)
             for weight, before in zip(flat, intact):
                 if before is not None:
                     weight.copy_(before)
 
-    def _flipped(self, flat):
-        """For each layer the places of the weights that flip: the gaps between flips are geometrically distributed."""
-        expected = self.total * self.flip
-        number = int(expected + 8 * (expected**0.5 + 1))
-        gaps = torch.empty(number, dtype=torch.float64, device=flat[0].device).geometric_(self.flip, generator=self.generator)
-        places = gaps.cumsum(0).long() - 1
-        ends = torch.tensor([len(weight) for weight in flat], device=places.device).cumsum(0)
-        cuts = torch.searchsorted(places, ends).tolist()
-        starts = [0, *ends.tolist()]
-        return [places[low:high] - start for low, high, start in zip([0, *cuts], cuts, starts)]
+    def _window(self, store, start):
+        """Of a store what falls to each layer."""
+        return store[start : start + self.total].split([layer.weight.numel() for layer in self.layers])
