@@ -168,12 +168,13 @@ def draw_flips(sessions):
     return figure
 
 
-def draw_images(images, seed, neighbor_offset, bits, repairs, fitted=None):
-    """Some images (uint8 N×3×H×W), clean, and with each of `bits` faulty and repaired; blank where there is no such repair.
+def draw_images(images, seed, neighbor_offset, shown, fitted=None):
+    """Some images (uint8 N×3×H×W), clean, and with each bit faulty and repaired; blank where there is no such repair.
 
-    repairs: names in faults.REPAIRS. fitted: of Fault.of.
+    shown: (a name in faults.REPAIRS, bit) of what is drawn. fitted: of Fault.of.
     """
-    faults = ["faulty", *repairs]
+    bits = sorted({bit for _, bit in shown}, reverse=True)
+    faults = ["faulty", *(name for name in REPAIRS if any(name == repair for repair, _ in shown))]
     rows, columns = len(images) * len(faults), 1 + len(bits)
     figure, grid = plt.subplots(rows, columns, figsize=(7.2, 0.86 * rows), layout="constrained", squeeze=False)
     for axes in grid.flat:
@@ -186,11 +187,13 @@ def draw_images(images, seed, neighbor_offset, bits, repairs, fitted=None):
         axes.imshow(image.permute(1, 2, 0).numpy())
     for first, name in enumerate(faults):
         for column, bit in enumerate(bits, 1):
+            if name != "faulty" and (name, bit) not in shown:
+                continue
             try:
-                shown = with_fault(images, Fault.of(name, bit, neighbor_offset, fitted), seed)
+                drawn = with_fault(images, Fault.of(name, bit, neighbor_offset, fitted), seed)
             except ImpossibleRepair:
                 continue
-            for axes, image in zip(grid[first :: len(faults), column], shown):
+            for axes, image in zip(grid[first :: len(faults), column], drawn):
                 axes.imshow(image.permute(1, 2, 0).numpy())
     return figure
 
@@ -221,11 +224,10 @@ def write(folder, sessions):
 
 
 def write_pictures(folder, images, seed, rows, fitted):
-    """images.png and images.svg of the first test images (uint8 N×3×H×W) under the repairs in some rows."""
-    repairs = [name for name in REPAIRS if any(row["repair"] == name for row in rows)]
-    bits = sorted({row["bit"] for row in rows if row["bit"] is not None}, reverse=True)
+    """images.png and images.svg of the first test images (uint8 N×3×H×W) under the repairs of some rows, each of the bits it has there."""
+    shown = {(row["repair"], row["bit"]) for row in rows if row["bit"] is not None}
     with matplotlib.rc_context(STYLE):
-        save(draw_images(images[:PICTURES], seed, CIFARDataset.NEIGHBOR_OFFSET, bits, repairs, fitted), folder / "images")
+        save(draw_images(images[:PICTURES], seed, CIFARDataset.NEIGHBOR_OFFSET, shown, fitted), folder / "images")
 
 
 def main():

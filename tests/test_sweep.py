@@ -431,7 +431,8 @@ def test_plots_show_the_csv(ready, call, monkeypatch):
 
 def test_the_picture_shows_clean_faulty_and_repaired_images(ready):
     images = torch.from_numpy(CIFAR10(".", train=False).data).permute(0, 3, 1, 2)[:2]
-    figure = plot.draw_images(images, 5, -1, range(7, -1, -1), ["repaired_n", "repaired_s"])
+    shown = {(repair, bit) for repair in ("repaired_n", "repaired_s") for bit in range(8)} - {("repaired_s", 3)}
+    figure = plot.draw_images(images, 5, -1, shown)
     grid = np.array(figure.axes).reshape(2 * 3, 9)
     shown = [[axes.images[0].get_array() if axes.images else None for axes in line] for line in grid]
     assert np.array_equal(shown[3][0], images[1].permute(1, 2, 0))
@@ -439,6 +440,7 @@ def test_the_picture_shows_clean_faulty_and_repaired_images(ready):
     assert np.array_equal(shown[5][2], (expected * 255).round().byte().permute(1, 2, 0))
     expected = CIFAR10(".", "faulty", train=False, faulty_bit=0, seed=5)[0][0]
     assert np.array_equal(shown[0][8], (expected * 255).round().byte().permute(1, 2, 0))
+    assert shown[2][5] is None and shown[2][6] is not None  # not asked for
     assert shown[2][1] is None and shown[1][8] is None  # the MSB cannot repair itself, and the LSB has no lower bit
     plt.close(figure)
 
