@@ -9,6 +9,7 @@ import io
 import json
 import math
 import statistics
+from collections import Counter
 from typing import NamedTuple
 
 from cli import UserError
@@ -275,8 +276,9 @@ def _markdown(summaries, others=None):
 
 
 def matrices(sessions):
-    """Markdown lines: for each broken bit, and for weight bit errors, the nets ({name: summaries}) × what they are tested on."""
-    cells = {cell: None for summaries in sessions.values() for cell in summaries}
+    """Markdown lines: for each broken bit, and for weight bit errors, the nets ({name: summaries}) × what several are tested on."""
+    times = Counter(cell for summaries in sessions.values() for cell in summaries)
+    cells = [cell for cell, number in times.items() if number > 1]
     planes = [cell for cell in cells if cell.level == 1 and cell.fault in IMAGE_FAULTS]
     tested = {f"Bit {bit}": [cell for cell in planes if cell.bit == bit] for bit in sorted({cell.bit for cell in planes}, reverse=True)}
     tested["Weight bit errors"] = [cell for cell in cells if cell.fault == "flips"]
