@@ -141,8 +141,8 @@ NEIGHBOR_CHUNK = 10  # images at once
 
 def from_neighbors(images, bit):
     """The candidate nearer to the mean of the eight neighbours' estimates, which start at the midpoints; in passes."""
-    parts = [images] if images.dim() < 4 else images.split(NEIGHBOR_CHUNK)
-    return torch.cat([_from_neighbors(part, bit) for part in parts])
+    parts = images.reshape(-1, *images.shape[-3:]).split(NEIGHBOR_CHUNK)
+    return torch.cat([_from_neighbors(part, bit) for part in parts]).view(images.shape)
 
 
 def _from_neighbors(images, bit):

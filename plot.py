@@ -171,7 +171,7 @@ def draw_flips(sessions):
 def draw_images(images, seed, neighbor_offset, shown, fitted=None):
     """Some images (uint8 N×3×H×W), clean, and with each bit faulty and repaired; blank where there is no such repair.
 
-    shown: (a name in faults.REPAIRS, bit) of what is drawn. fitted: of Fault.of.
+    shown: (a name in faults.REPAIRS, or None for no repair, bit) of what is drawn. fitted: of Fault.of.
     """
     bits = sorted({bit for _, bit in shown}, reverse=True)
     faults = ["faulty", *(name for name in REPAIRS if any(name == repair for repair, _ in shown))]

@@ -178,9 +178,10 @@ def main():
     parser.add_argument("--rounds", type=within(int, 1), default=ROUNDS)
     parser.add_argument("--parts", action="store_true", help="where the time of our step goes, instead")
     group = parser.add_argument_group("as of train_smaller.py: our step with these, against ours without")
+    kinds = {"faulty_bit": train_smaller.bit_or_any, "neighbor_offset": int, "train_flip": within(float, 0, 0.5)}
+    kinds |= {"train_noise": within(float, 0), "margin": within(float, 0)}
     for name, value in PLAIN.items():
-        kind = train_smaller.bit_or_any if name == "faulty_bit" else type(value)
-        group.add_argument(f"--{name}", type=kind, default=value)
+        group.add_argument(f"--{name}", type=kinds.get(name), default=value)
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if args.parts:
