@@ -60,10 +60,11 @@ RECIPES = {
         "init": 0.05,
         "schedule": "cosine",
         "batch_size": {"cifar10": 128, "cifar100": 128, "tiny_imagenet": 128, "demo": 64},
-        "epochs": {"cifar10": 40, "cifar100": 40, "tiny_imagenet": 30, "demo": 6},
+        "epochs": {"cifar10": 40, "cifar100": 40, "tiny_imagenet": 40, "demo": 6},
         "duplicate": 1,
-        "padding": {"cifar10": 4, "cifar100": 4, "tiny_imagenet": 4, "demo": 0},  # of the random crop, pixels; 0: no crop
+        "padding": {"cifar10": 4, "cifar100": 4, "tiny_imagenet": 0, "demo": 0},  # of the random crop, pixels; 0: no crop
         "soften": {"cifar10": 0.0, "cifar100": 0.0, "tiny_imagenet": 0.6, "demo": 0.0},
+        "soften_weights": {"cifar10": 0.0, "cifar100": 0.0, "tiny_imagenet": 0.9, "demo": 0.0},
         "smoothing": 0.0,
         "clip": math.inf,
     },
@@ -78,6 +79,7 @@ RECIPES = {
         "duplicate": {"cifar10": 10, "cifar100": 10, "tiny_imagenet": 3, "demo": 10},
         "padding": {"cifar10": 4, "cifar100": 4, "tiny_imagenet": 0, "demo": 0},
         "soften": 0.0,
+        "soften_weights": 0.0,
         "smoothing": 0.0,
         "clip": math.inf,
     },
@@ -104,6 +106,7 @@ OLDER = {
     "pretrained": "",
     "padding": RECIPES["reference"]["padding"],
     "soften": 0.0,
+    "soften_weights": 0.0,
     "smoothing": 0.0,
     "clip": math.inf,
     "margin": 0.0,
@@ -172,6 +175,9 @@ def parse():
     group.add_argument("--padding", type=within(int, 0), help="of the random crop, pixels on each side; 0: no crop")
     group.add_argument(
         "--soften", type=within(float, 0, 1), help="share of the training in which activations go from hard tanh to binary"
+    )
+    group.add_argument(
+        "--soften_weights", type=within(float, 0, 1), help="share of the training in which weights go from real to binary"
     )
     group.add_argument("--smoothing", type=within(float, 0, 1), help="label smoothing of the cross-entropy")
     group.add_argument(
@@ -259,9 +265,9 @@ def learning_rate(step, steps_per_pass, options):
     return factor ** (min(epoch, last) // every)
 
 
-def softness(step, total, options):
-    """Of the activations at a step, counted from 0, of so many: 1 for hard tanh, 0 for binary ones."""
-    return max(0.0, 1 - step / (options["soften"] * total)) if options["soften"] else 0.0
+def softness(step, total, share):
+    """At a step, counted from 0, of so many: falls from 1 to 0 in a share of the steps, where it is not 0 from the start."""
+    return max(0.0, 1 - step / (share * total)) if share else 0.0
 
 
 def make_loss(options):
@@ -314,7 +320,7 @@ def compiled(net, batch_size, size, device, autocast, layout, say=print):
 def train_pass(model, batches, batch_size, compute_loss, optimizer, scheduler, autocast, layout, faults, soften):
     """One optimiser step for each batch. Returns score() and loss summed over the images, as tensors, and the last lr.
 
-    soften: a function of the step, counted from 0, that makes the net's activations as soft as they are to be in it.
+    soften: a function of the step, counted from 0, that makes the net as soft as it is to be in it.
     Only batches of `batch_size` run compiled: another size would be compiled once more, for one step of a pass.
     """
     sums = loss_sum = 0
@@ -423,7 +429,7 @@ def train(args, processes):
     steps_in_all = len(batches) * (epochs // options["duplicate"])
 
     def soften(step):
-        net.softness.fill_(softness(step, steps_in_all, options))
+        net.soften(*(softness(step, steps_in_all, options[name]) for name in ("soften", "soften_weights")))
 
     log, epoch = [], 0
     if saved:

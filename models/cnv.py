@@ -7,11 +7,11 @@ stand in two ModuleLists in the order of the original repository: checkpoint key
 from typing import NamedTuple
 
 import torch
-from brevitas.nn import QuantConv2d, QuantIdentity, QuantLinear
+from brevitas.nn import QuantIdentity
 from torch import nn
 
 from models.fused import normalized_signs
-from models.quant import BinaryActivation, BinaryWeight, InputQ1_7, TensorNorm
+from models.quant import BinaryActivation, BinaryConv2d, BinaryLinear, BinaryWeight, InputQ1_7, TensorNorm
 from models.wsconv import WSConv2d
 
 EPS = 1e-4  # of every batch norm
@@ -57,7 +57,7 @@ class CNV(nn.Module):
     def __init__(self, topology, classes, wsconv=False, init=1.0, channels=3):
         super().__init__()
         self.topology, self.classes = topology, classes
-        conv_layer = WSConv2d if wsconv else QuantConv2d
+        conv_layer = WSConv2d if wsconv else BinaryConv2d
         self.conv_features = nn.ModuleList([QuantIdentity(act_quant=InputQ1_7)])
         for width, pool in topology.conv:
             self.conv_features += [
@@ -73,13 +73,13 @@ class CNV(nn.Module):
         features = topology.flat
         for width in topology.fc:
             self.linear_features += [
-                QuantLinear(features, width, bias=False, weight_quant=BinaryWeight),
+                BinaryLinear(features, width, bias=False, weight_quant=BinaryWeight),
                 nn.BatchNorm1d(width, eps=EPS),
                 QuantIdentity(act_quant=BinaryActivation),
             ]
             features = width
         self.linear_features += [
-            QuantLinear(features, classes, bias=False, weight_quant=BinaryWeight),
+            BinaryLinear(features, classes, bias=False, weight_quant=BinaryWeight),
             TensorNorm(eps=EPS),
         ]
         # of the binary activations in training: 0 for ±1, 1 for hard tanh, between them the mixture; no matter of checkpoints
@@ -89,7 +89,13 @@ class CNV(nn.Module):
 
     def binary_layers(self):
         """The convolutions and linear layers, from input to output; `.weight` is the latent weight, float32."""
-        return [module for module in self.modules() if isinstance(module, (QuantConv2d, QuantLinear))]
+        return [module for module in self.modules() if isinstance(module, (BinaryConv2d, BinaryLinear))]
+
+    def soften(self, activations, weights):
+        """How soft both are in training from now on: 0 for ±1, 1 for hard tanh and for clamped latent weights."""
+        self.softness.fill_(activations)
+        for layer in self.binary_layers():
+            layer.softness.fill_(weights)
 
     def forward(self, x):
         x = 2 * x - 1

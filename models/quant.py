@@ -11,6 +11,7 @@ from brevitas.core.restrict_val import FloatToIntImplType, RestrictValueType
 from brevitas.core.scaling import ScalingImplType
 from brevitas.core.zero_point import ZeroZeroPoint
 from brevitas.inject import ExtendedInjector
+from brevitas.nn import QuantConv2d, QuantLinear
 from brevitas.quant.solver import ActQuantSolver, WeightQuantSolver
 from torch import nn
 
@@ -51,6 +52,34 @@ class InputQ1_7(_ConstantScale, ActQuantSolver):
     max_val = 1.0 - 2.0**-7
     narrow_range = False
     restrict_scaling_type = RestrictValueType.POWER_OF_TWO
+
+
+class _Softened:
+    """Mix-in for Brevitas' layers: weights that are not yet binary.
+
+    In training a layer computes with signs + softness·(latent - signs), the latent weights being scaled to twice their mean
+    magnitude and clamped to ±1. softness: a scalar buffer, 0 for signs, no matter of checkpoints. The gradient passes
+    unchanged as it does through the signs, whatever the softness is.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.register_buffer("softness", torch.zeros(()), persistent=False)
+
+    def inner_forward_impl(self, x, weight, bias):
+        if self.training:
+            signs, latent = weight.value, self.weight.detach()
+            latent = (latent / (2 * latent.abs().mean())).clamp(-1, 1)
+            weight = signs + self.softness * (latent - signs.detach())
+        return super().inner_forward_impl(x, weight, bias)
+
+
+class BinaryConv2d(_Softened, QuantConv2d):
+    """brevitas.nn.QuantConv2d whose weights can be softened in training; same arguments."""
+
+
+class BinaryLinear(_Softened, QuantLinear):
+    """brevitas.nn.QuantLinear whose weights can be softened in training; same arguments."""
 
 
 class TensorNorm(nn.Module):

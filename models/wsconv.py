@@ -14,7 +14,8 @@ Standardization" (2019), there per output channel; the formula is the original r
 """
 
 import torch
-from brevitas.nn import QuantConv2d, QuantLinear
+
+from models.quant import BinaryConv2d, BinaryLinear
 
 
 def standardize(weight):
@@ -23,7 +24,7 @@ def standardize(weight):
 
 
 class _WeightStandardized:
-    """Mix-in for Brevitas' layers: standardises what their weight quantiser sees."""
+    """Mix-in for binary layers: standardises what their weight quantiser sees."""
 
     def quant_weight(self, *args, **kwargs):
         with torch.no_grad():
@@ -33,9 +34,9 @@ class _WeightStandardized:
         return super().quant_weight(*args, **kwargs)
 
 
-class WSConv2d(_WeightStandardized, QuantConv2d):
-    """brevitas.nn.QuantConv2d on a standardised weight; same arguments."""
+class WSConv2d(_WeightStandardized, BinaryConv2d):
+    """BinaryConv2d on a standardised weight; same arguments."""
 
 
-class WSLinear(_WeightStandardized, QuantLinear):
-    """brevitas.nn.QuantLinear on a standardised weight; same arguments."""
+class WSLinear(_WeightStandardized, BinaryLinear):
+    """BinaryLinear on a standardised weight; same arguments."""

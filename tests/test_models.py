@@ -1,6 +1,7 @@
 """The nets against Brevitas' own CNV, against NumPy, and against formulas written out."""
 
 import copy
+import functools
 import shutil
 
 import numpy as np
@@ -201,7 +202,7 @@ def test_compiled_training_step_equals_the_modules_one_by_one(size, softness):
     net = CNV(Topology(size, ((8, False), (8, True), (16, True)), (8,)), 10).to(memory_format=torch.channels_last)
     trained_like(net)
     net.train()
-    net.softness.fill_(softness)
+    net.soften(softness, softness / 2)
     images = torch.rand(6, 3, size, size).contiguous(memory_format=torch.channels_last)
     weight = torch.randn(6, 10)
     results = []
@@ -217,7 +218,7 @@ def test_softened_activations_by_hand():
     """Training mixes hard tanh into the signs, after convolutions and linear layers alike; evaluation never does."""
     net = CNV(Topology(2, ((3, False),), (5,)), 10)
     trained_like(net).train()
-    net.softness.fill_(0.3)
+    net.soften(0.3, 0)
     normal, given = {}, {}
     layers = {"conv": (net.conv_features[2], net.linear_features[0]), "fc": (net.linear_features[1], net.linear_features[3])}
     for name, (norm, following) in layers.items():
@@ -229,6 +230,38 @@ def test_softened_activations_by_hand():
     net.eval()(torch.rand(6, 3, 2, 2))
     for name, x in normal.items():
         np.testing.assert_array_equal(given[name], binary(x))
+
+
+@pytest.mark.parametrize("wsconv", (False, True))
+def test_softened_weights_by_hand(wsconv):
+    """Training mixes the clamped latent weights into the signs, the gradient passing unchanged; evaluation never does."""
+    net = CNV(Topology(2, ((3, False),), (5,)), 10, wsconv)
+    trained_like(net).train()
+    net.soften(0, 0.3)
+    given = {}
+
+    def keep(layer, inputs, output):
+        given[layer] = inputs[0].detach(), output
+        if output.requires_grad:
+            output.retain_grad()
+
+    layers = {net.conv_features[1]: functools.partial(F.conv2d, padding=1), net.linear_features[0]: F.linear}
+    for layer in layers:
+        layer.register_forward_hook(keep)
+    (net(torch.rand(6, 3, 2, 2)) * torch.randn(6, 10)).sum().backward()
+    for layer, multiply in layers.items():
+        x, out = given[layer]
+        latent = layer.weight.detach().numpy()  # standardised, with wsconv, in the pass
+        real = (latent / (2 * np.abs(latent).mean())).clip(-1, 1)
+        used = torch.from_numpy(0.3 * real + 0.7 * binary(latent)).float().requires_grad_()
+        product = multiply(x, used)
+        torch.testing.assert_close(out, product)
+        product.backward(out.grad)
+        torch.testing.assert_close(layer.weight.grad, used.grad)  # also of those that are clamped
+    net.eval()(torch.rand(6, 3, 2, 2))
+    for layer, multiply in layers.items():
+        x, out = given[layer]
+        torch.testing.assert_close(out, multiply(x, layer.quant_weight().value))
 
 
 @needs_compiler

@@ -360,9 +360,9 @@ def test_learning_rate_schedules():
 
 
 def test_activations_harden():
-    softness = [train_smaller.softness(step, 100, {"soften": 0.4}) for step in range(100)]
+    softness = [train_smaller.softness(step, 100, 0.4) for step in range(100)]
     assert softness == pytest.approx([1 - step / 40 for step in range(40)] + [0.0] * 60)
-    assert train_smaller.softness(0, 100, {"soften": 0.0}) == 0
+    assert train_smaller.softness(0, 100, 0.0) == 0
 
 
 def test_reference_recipe_and_overrides(monkeypatch):
