@@ -218,6 +218,22 @@ def test_chunks_do_not_matter(monkeypatch):
     together = mend("variation", images, 6)
     monkeypatch.setattr(total_variation, "CHUNK", 2 * images[0].numel())
     assert torch.equal(mend("variation", images, 6), together)
+
+
+def test_total_variation_is_worked_out_once(monkeypatch):
+    images, worked_out, minimise = pictures(10), [], total_variation._least_variation
+    monkeypatch.setattr(total_variation, "CHUNK", 4 * images[0].numel())
+    monkeypatch.setattr(total_variation, "_remembered", {})
+    monkeypatch.setattr(total_variation, "_least_variation", lambda *args: worked_out.append(args) or minimise(*args))
+    first = mend("variation", images, 6)
+    number = len(worked_out)
+    assert number == 3
+    assert torch.equal(mend("variation", images, 6), first) and len(worked_out) == number
+    mend("variation", images, 5)
+    assert len(worked_out) == 2 * number  # another bit is another matter
+    monkeypatch.setattr(total_variation, "REMEMBERED", 1)
+    assert torch.equal(mend("variation", images, 6), first)
+    assert len(total_variation._remembered) == 1
     together = mend("neighbors", images, 6)
     monkeypatch.setattr(faults, "NEIGHBOR_CHUNK", 2)
     assert torch.equal(mend("neighbors", images, 6), together)
