@@ -18,6 +18,7 @@ from argparse import BooleanOptionalAction
 from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
+from typing import Callable, NamedTuple
 
 import torch
 from torch import nn
@@ -317,21 +318,33 @@ def compiled(net, batch_size, size, device, autocast, layout, say=print):
     return fast
 
 
-def train_pass(model, batches, batch_size, compute_loss, optimizer, scheduler, autocast, layout, faults, soften):
-    """One optimiser step for each batch. Returns score() and loss summed over the images, as tensors, and the last lr.
+class Training(NamedTuple):
+    """What a step of a training works with."""
 
-    soften: a function of the step, counted from 0, that makes the net as soft as it is to be in it.
-    Only batches of `batch_size` run compiled: another size would be compiled once more, for one step of a pass.
-    """
+    model: nn.Module  # the net, compiled, over all processes
+    batch_size: int  # images of the batches that run compiled: another size would be compiled once more, for one step of a pass
+    layout: torch.memory_format
+    autocast: torch.autocast
+    compute_loss: Callable  # (logits, labels) -> scalar
+    optimizer: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.LRScheduler
+    faults: TrainingFaults
+    soften: Callable  # (step) -> None: makes the net as soft as it is to be in a step, counted from 0
+
+
+def train_pass(training, batches):
+    """One optimiser step for each batch. Returns score() and loss summed over the images, as tensors, and the last lr."""
+    model, optimizer, scheduler = training.model, training.optimizer, training.scheduler
     sums = loss_sum = 0
     model.train()
     for images, labels in batches:
-        images = images.contiguous(memory_format=layout)
-        soften(scheduler.last_epoch)
-        with faults.at(scheduler.last_epoch):
-            with autocast, torch.compiler.set_stance("default" if len(images) == batch_size else "force_eager"):
+        images = images.contiguous(memory_format=training.layout)
+        training.soften(scheduler.last_epoch)
+        with training.faults.at(scheduler.last_epoch):
+            stance = "default" if len(images) == training.batch_size else "force_eager"
+            with training.autocast, torch.compiler.set_stance(stance):
                 logits = model(images)
-                loss = compute_loss(logits, labels)
+                loss = training.compute_loss(logits, labels)
             optimizer.zero_grad()
             loss.backward()
         lr = scheduler.get_last_lr()[0]
@@ -424,7 +437,6 @@ def train(args, processes):
     net.to(device, memory_format=layout)
     optimizer = make_optimizer(net, options)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, len(batches), options))
-    compute_loss = make_loss(options)
     faults = TrainingFaults(net, options["train_flip"], options["train_noise"], options["seed"])
     steps_in_all = len(batches) * (epochs // options["duplicate"])
 
@@ -451,6 +463,7 @@ def train(args, processes):
         model = compiled(net, options["batch_size"], batches.size, device, autocast, layout, processes.print)
     if processes.number > 1:
         model = nn.parallel.DistributedDataParallel(model)
+    training = Training(model, options["batch_size"], layout, autocast, make_loss(options), optimizer, scheduler, faults, soften)
 
     if not saved:
         processes.print(table(costs(net.topology, net.classes)))
@@ -461,9 +474,7 @@ def train(args, processes):
         while epoch < epochs:
             start = time.monotonic()
             steps = processes.bar(batches.epoch(epoch), f"epoch {epoch + options['duplicate']}", len(batches))
-            sums, loss_sum, lr = train_pass(
-                model, steps, options["batch_size"], compute_loss, optimizer, scheduler, autocast, layout, faults, soften
-            )
+            sums, loss_sum, lr = train_pass(training, steps)
             trained = to_score(processes.sum(sums))
             loss = processes.sum(loss_sum).item() / trained.n
             rate = trained.n / (time.monotonic() - start)

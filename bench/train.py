@@ -77,7 +77,7 @@ def usual_steps(args, device):
 
 
 def our_training(args, device):
-    """Net, compiled net, batches, optimiser, autocast, loss and faults of the weights of train_smaller.py."""
+    """A Training of train_smaller.py, at a constant learning rate, and its batches."""
     images, labels = load(args.dataset, args.data, True)
     image_faults = train_smaller.image_faults(vars(args), fitter(args.dataset, args.data))
     batches = TrainBatches(images, labels, BATCH_SIZE, padding=4, faults=image_faults, seed=0, device=device)
@@ -87,28 +87,29 @@ def our_training(args, device):
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=train_smaller.bf16_is_fast(device))
     model = train_smaller.compiled(net, BATCH_SIZE, batches.size, device, autocast, torch.channels_last)
     compute_loss = train_smaller.make_loss({**options, "loss": "ce", "margin": args.margin})
-    return model, batches, optimizer, autocast, compute_loss, TrainingFaults(net, args.train_flip, args.train_noise, 0)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    faults = TrainingFaults(net, args.train_flip, args.train_noise, 0)
+    training = train_smaller.Training(
+        model, BATCH_SIZE, torch.channels_last, autocast, compute_loss, optimizer, scheduler, faults, lambda step: None
+    )
+    return training, batches
 
 
 def our_steps(args, device):
     """The same of ours."""
-    model, batches, optimizer, autocast, compute_loss, faults = our_training(args, device)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    training, batches = our_training(args, device)
     epoch = 0
     while True:
         steps = batches.epoch(epoch)
         for _ in range(len(batches.labels) // BATCH_SIZE):
-            one = islice(steps, 1)
-            train_smaller.train_pass(
-                model, one, BATCH_SIZE, compute_loss, optimizer, scheduler, autocast, torch.channels_last, faults, lambda step: None
-            )
+            train_smaller.train_pass(training, islice(steps, 1))
             yield
         epoch += 1
 
 
 def parts(args, device):
     """Print which share of our step is what, and what its products reach of the rate of one large product."""
-    model, batches, optimizer, autocast, compute_loss, faults = our_training(args, device)
+    training, batches = our_training(args, device)
     times = {"data": [], "forward": [], "backward": [], "optimiser": []}
 
     def clock():
@@ -118,14 +119,14 @@ def parts(args, device):
 
     for number, (images, labels) in enumerate(islice(timed(batches.epoch(0), times["data"], clock), WARM_UP + args.rounds * STEPS)):
         start = clock()
-        with faults.at(number):
-            with autocast:
-                loss = compute_loss(model(images.contiguous(memory_format=torch.channels_last)), labels)
+        with training.faults.at(number):
+            with training.autocast:
+                loss = training.compute_loss(training.model(images.contiguous(memory_format=training.layout)), labels)
             forward = clock()
-            optimizer.zero_grad()
+            training.optimizer.zero_grad()
             loss.backward()
         backward = clock()
-        optimizer.step()
+        training.optimizer.step()
         times["forward"].append(forward - start)
         times["backward"].append(backward - forward)
         times["optimiser"].append(clock() - backward)
