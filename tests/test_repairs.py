@@ -218,6 +218,9 @@ def test_chunks_do_not_matter(monkeypatch):
     together = mend("variation", images, 6)
     monkeypatch.setattr(total_variation, "CHUNK", 2 * images[0].numel())
     assert torch.equal(mend("variation", images, 6), together)
+    together = mend("neighbors", images, 6)
+    monkeypatch.setattr(faults, "NEIGHBOR_CHUNK", 2)
+    assert torch.equal(mend("neighbors", images, 6), together)
 
 
 def test_total_variation_is_worked_out_once(monkeypatch):
@@ -235,9 +238,6 @@ def test_total_variation_is_worked_out_once(monkeypatch):
     mend("variation", images, 4)
     assert len(total_variation._remembered) == 1
     assert torch.equal(mend("variation", images, 6), first)
-    together = mend("neighbors", images, 6)
-    monkeypatch.setattr(faults, "NEIGHBOR_CHUNK", 2)
-    assert torch.equal(mend("neighbors", images, 6), together)
 
 
 def test_fits_are_kept_on_disk(tmp_path):
