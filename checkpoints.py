@@ -157,17 +157,11 @@ def restore_net(path, state, dataset, wsconv):
     return net
 
 
-@torch.no_grad()
 def restart_net(path, dataset, wsconv, init):
-    """A net that computes as the one of a checkpoint (packed or not) does, its latent weights at -init and +init.
-
-    With weight standardisation training standardises those of the convolutions at once, whatever `init` is.
-    """
+    """A net that computes as the one of a checkpoint (packed or not) does, its latent weights at -init and +init."""
     _, trained, _ = load_net(path, dataset)
-    signs = [torch.where(layer.quant_weight().value < 0, -init, init) for layer in trained.binary_layers()]
     net = restore_net(path, {"net": trained.state_dict()}, dataset, wsconv)
-    for layer, sign in zip(net.binary_layers(), signs):
-        layer.weight.copy_(sign)
+    net.keep_signs(trained, init)
     return net
 
 

@@ -60,8 +60,9 @@ RECIPES = {
         "lr": 0.01,
         "init": 0.05,
         "schedule": "cosine",
+        "cycles": {"cifar10": 1, "cifar100": 1, "tiny_imagenet": 2, "demo": 1},
         "batch_size": {"cifar10": 128, "cifar100": 128, "tiny_imagenet": 128, "demo": 64},
-        "epochs": {"cifar10": 40, "cifar100": 40, "tiny_imagenet": 40, "demo": 6},
+        "epochs": {"cifar10": 40, "cifar100": 40, "tiny_imagenet": 44, "demo": 6},
         "duplicate": 1,
         "padding": {"cifar10": 4, "cifar100": 4, "tiny_imagenet": 0, "demo": 0},  # of the random crop, pixels; 0: no crop
         "soften": {"cifar10": 0.0, "cifar100": 0.0, "tiny_imagenet": 0.6, "demo": 0.0},
@@ -75,6 +76,7 @@ RECIPES = {
         "lr": 0.02,
         "init": 1.0,
         "schedule": "step",
+        "cycles": 1,
         "batch_size": 2048,
         "epochs": 600,
         "duplicate": {"cifar10": 10, "cifar100": 10, "tiny_imagenet": 3, "demo": 10},
@@ -85,6 +87,8 @@ RECIPES = {
         "clip": math.inf,
     },
 }
+# what differs for a net that was trained before
+RECIPES_PRETRAINED = {"modern": {"lr": 0.001, "cycles": 1, "soften": 0.0, "soften_weights": 0.0}, "reference": {}}
 # what differs with weight standardisation: such latents stay small, and a rate for others would turn them over every few steps
 RECIPES_WSCONV = {"modern": {"lr": 0.0001, "init": 0.0005}, "reference": {}}
 PRETRAINED = ""  # checkpoint, packed or not, whose binary weights and statistics training starts from; empty: random ones
@@ -93,7 +97,8 @@ MARGIN = 0.0  # by which a label's logit should lead all others, in standard dev
 DECAY = 0.0  # weight decay
 BETAS = (0.9, 0.999)  # Adam
 MOMENTUM = 0.9  # SGD
-WARMUP = 200  # steps of the cosine schedule, at most a tenth of all steps
+WARMUP = 200  # steps of each cycle of the cosine schedule, at most a tenth of them
+AGAIN = 0.1  # the learning rate of the cycles after the first, times this
 STEP = (80, 0.2, 480)  # of the step schedule: every so many epochs, times this, not after
 STEP_WSCONV = (60, 0.5, math.inf)
 
@@ -105,6 +110,7 @@ OLDER = {
     "train_flip": 0.0,
     "train_noise": 0.0,
     "pretrained": "",
+    "cycles": 1,
     "padding": RECIPES["reference"]["padding"],
     "soften": 0.0,
     "soften_weights": 0.0,
@@ -169,16 +175,19 @@ def parse():
     group.add_argument("--init", type=within(float, 0, open_low=True), help="latent weights start in ± this")
     group.add_argument("--pretrained", help="checkpoint whose signs and statistics to start from, latent weights at ± --init")
     group.add_argument("--schedule", choices=("cosine", "step"), help="of the learning rate")
+    group.add_argument(
+        "--cycles", type=within(int, 1), help="of the cosine; each starts from the signs of the one before, latent weights at ± --init"
+    )
     group.add_argument("--batch-size", type=within(int, 2), help="images per process")
     group.add_argument("--epochs", type=within(int, 1))
     group.add_argument("--duplicate", type=within(int, 1), help="times each image comes in one pass; counts as epochs")
     group.add_argument("--loss", choices=LOSSES, help=f"cross-entropy or squared hinge, default {LOSS}")
     group.add_argument("--padding", type=within(int, 0), help="of the random crop, pixels on each side; 0: no crop")
     group.add_argument(
-        "--soften", type=within(float, 0, 1), help="share of the training in which activations go from hard tanh to binary"
+        "--soften", type=within(float, 0, 1), help="share of the first cycle in which activations go from hard tanh to binary"
     )
     group.add_argument(
-        "--soften_weights", type=within(float, 0, 1), help="share of the training in which weights go from real to binary"
+        "--soften_weights", type=within(float, 0, 1), help="share of the first cycle in which weights go from real to binary"
     )
     group.add_argument("--smoothing", type=within(float, 0, 1), help="label smoothing of the cross-entropy")
     group.add_argument(
@@ -215,7 +224,12 @@ def settle(args, processes):
     dataset = args.dataset or DATASET
     recipe = args.recipe or RECIPE
     wsconv = WSCONV if args.wsconv is None else args.wsconv
-    values = {**RECIPES[recipe], **(RECIPES_WSCONV[recipe] if wsconv else {})}
+    pretrained = PRETRAINED if args.pretrained is None else args.pretrained
+    values = {
+        **RECIPES[recipe],
+        **(RECIPES_PRETRAINED[recipe] if pretrained else {}),
+        **(RECIPES_WSCONV[recipe] if wsconv else {}),
+    }
     defaults = {
         "wsconv": wsconv,
         "mem_fault": MEM_FAULT,
@@ -223,7 +237,7 @@ def settle(args, processes):
         "neighbor_offset": CIFARDataset.NEIGHBOR_OFFSET,
         "train_flip": TRAIN_FLIP,
         "train_noise": TRAIN_NOISE,
-        "pretrained": PRETRAINED,
+        "pretrained": pretrained,
         "loss": LOSS,
         "margin": MARGIN,
         "decay": DECAY,
@@ -232,8 +246,10 @@ def settle(args, processes):
     }
     given = {name: getattr(args, name) for name in defaults if getattr(args, name) is not None}
     options = {"dataset": dataset, "seed": args.seed, "recipe": recipe, **defaults, **given, "processes": processes}
-    if options["epochs"] % options["duplicate"]:
-        raise UserError(f"--epochs {options['epochs']} is no multiple of --duplicate {options['duplicate']}")
+    if options["cycles"] > 1 and options["schedule"] != "cosine":
+        raise UserError(f"--cycles is of the cosine schedule: 1 with --schedule {options['schedule']}")
+    if options["epochs"] % (options["duplicate"] * options["cycles"]):
+        raise UserError(f"--epochs {options['epochs']} is no multiple of --duplicate {options['duplicate']} times --cycles {options['cycles']}")
     if options["smoothing"] and options["loss"] != "ce":
         raise UserError(f"--smoothing is of the cross-entropy: 0 with --loss {options['loss']}")
     return options
@@ -252,15 +268,21 @@ def check_resumable(path, saved, args, processes):
             )
 
 
+def steps_of_cycle(steps_per_pass, options):
+    """Number of steps in each cycle of the training."""
+    return options["epochs"] // options["duplicate"] // options["cycles"] * steps_per_pass
+
+
 def learning_rate(step, steps_per_pass, options):
     """Factor on the learning rate at a step, counted from 0 over the whole training."""
-    passes = options["epochs"] // options["duplicate"]
     if options["schedule"] == "cosine":
-        total = passes * steps_per_pass
+        total = steps_of_cycle(steps_per_pass, options)
         warmup = min(WARMUP, total // 10)
+        cycle, step = divmod(step, total)
+        height = AGAIN if cycle else 1
         if step < warmup:
-            return (step + 1) / (warmup + 1)
-        return (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup))) / 2
+            return height * (step + 1) / (warmup + 1)
+        return height * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup))) / 2
     every, factor, last = STEP_WSCONV if options["wsconv"] else STEP
     epoch = step // steps_per_pass * options["duplicate"]
     return factor ** (min(epoch, last) // every)
@@ -438,10 +460,10 @@ def train(args, processes):
     optimizer = make_optimizer(net, options)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, len(batches), options))
     faults = TrainingFaults(net, options["train_flip"], options["train_noise"], options["seed"])
-    steps_in_all = len(batches) * (epochs // options["duplicate"])
+    steps, epochs_of_cycle = steps_of_cycle(len(batches), options), epochs // options["cycles"]
 
     def soften(step):
-        net.soften(*(softness(step, steps_in_all, options[name]) for name in ("soften", "soften_weights")))
+        net.soften(*(softness(step, steps, options[name]) for name in ("soften", "soften_weights")))
 
     log, epoch = [], 0
     if saved:
@@ -473,8 +495,11 @@ def train(args, processes):
     try:
         while epoch < epochs:
             start = time.monotonic()
-            steps = processes.bar(batches.epoch(epoch), f"epoch {epoch + options['duplicate']}", len(batches))
-            sums, loss_sum, lr = train_pass(training, steps)
+            if epoch and epoch % epochs_of_cycle == 0:  # with nothing of the cycle before but what it computes
+                net.keep_signs(net, options["init"])
+                optimizer.state.clear()
+            bar = processes.bar(batches.epoch(epoch), f"epoch {epoch + options['duplicate']}", len(batches))
+            sums, loss_sum, lr = train_pass(training, bar)
             trained = to_score(processes.sum(sums))
             loss = processes.sum(loss_sum).item() / trained.n
             rate = trained.n / (time.monotonic() - start)

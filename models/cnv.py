@@ -91,6 +91,15 @@ class CNV(nn.Module):
         """The convolutions and linear layers, from input to output; `.weight` is the latent weight, float32."""
         return [module for module in self.modules() if isinstance(module, (BinaryConv2d, BinaryLinear))]
 
+    @torch.no_grad()
+    def keep_signs(self, net, init):
+        """Latent weights become -init and +init, with the signs of the binary weights of `net`, which may be this one.
+
+        With weight standardisation training standardises those of the convolutions at once, whatever `init` is.
+        """
+        for layer, trained in zip(self.binary_layers(), net.binary_layers()):
+            layer.weight.copy_(torch.where(trained.quant_weight().value < 0, -init, init))
+
     def soften(self, activations, weights):
         """How soft both are in training from now on: 0 for ±1, 1 for hard tanh and for clamped latent weights."""
         self.softness.fill_(activations)

@@ -115,7 +115,7 @@ train_smaller.Processes.print = stop
 
 
 def test_interrupted_and_resumed_equals_uninterrupted(root, data, succeed):
-    options = [*TRAIN, "--compile", "--mem_fault", "faulty", "--wsconv", "--sess", "cifar10_smaller"]
+    options = [*TRAIN, "--compile", "--mem_fault", "faulty", "--wsconv", "--cycles", "3", "--sess", "cifar10_smaller"]
     lines = succeed(*options)
     assert [line.split("  ")[0] for line in lines[-3:]] == ["epoch 1/3", "epoch 2/3", "epoch 3/3"]
     whole = CHECKPOINT.rename("whole.pth")
@@ -201,6 +201,27 @@ def test_loss_against_numpy(data, succeed, option, value, expected):
     batches = TrainBatches(images, labels, 200, 3, [Fault.of("baseline", 0, 0)], 11111, torch.device("cpu"))
     images, labels = next(batches.epoch(0))
     assert loss == pytest.approx(expected(net(images).detach().double().numpy(), labels.numpy()), rel=1e-4)
+
+
+@pytest.mark.parametrize("wsconv", [False, True])
+def test_a_cycle_starts_from_signs(data, succeed, monkeypatch, wsconv):
+    options = [*TRAIN, "--wsconv" if wsconv else "--no-wsconv", "--init", "0.25", "--sess", "cifar10_smaller"]
+    succeed(*options, "--epochs", "2")
+    expected = torch.load(CHECKPOINT)["net"]
+    for key, value in expected.items():
+        if value.dim() > 1:
+            value = value.double() - value.double().mean() * (wsconv and key.startswith("conv"))
+            expected[key] = torch.where(value >= 0, 0.25, -0.25)
+    starts, train_pass = [], train_smaller.train_pass
+
+    def look(training, batches):
+        starts.append(({key: value.clone() for key, value in training.model.state_dict().items()}, dict(training.optimizer.state)))
+        return train_pass(training, batches)
+
+    monkeypatch.setattr(train_smaller, "train_pass", look)
+    succeed(*options, "--epochs", "4", "--cycles", "2")
+    assert len(starts) == 4 and starts[1][1]
+    assert same(starts[2], (expected, {}))
 
 
 def test_originals_checkpoint(data, succeed, complain):
@@ -317,7 +338,9 @@ def test_an_originals_name_says_what_it_is(data):
         ("--train --faulty_bit any --mem_fault repaired_n --neighbor_offset 0", "neighbor_offset 0 would repair"),
         ("--train --faulty_bit all", "invalid bit value: 'all'"),
         ("--train --train_flip 2", "--train_flip: 2 is out of range"),
-        ("--train --epochs 5 --duplicate 2", "--epochs 5 is no multiple of --duplicate 2"),
+        ("--train --epochs 5 --duplicate 2", "--epochs 5 is no multiple of --duplicate 2 times --cycles 1"),
+        ("--train --recipe reference --cycles 2", "--cycles is of the cosine schedule: 1 with --schedule step"),
+        ("--train --epochs 6 --duplicate 2 --cycles 2", "--epochs 6 is no multiple of --duplicate 2 times --cycles 2"),
         ("--train --faulty_bit 9 --mem_fault faulty", "faulty_bit 9"),
         ("--sess nobody", "checkpoint/ckpt.t7.nobody_11111.pth is missing"),
         ("--sess a/b", "'a/b' cannot be part of a file name"),
@@ -346,11 +369,15 @@ def test_bad_input_gets_one_line(data, complain, words, complaint):
 
 
 def test_learning_rate_schedules():
-    cosine = {"schedule": "cosine", "epochs": 40, "duplicate": 1, "wsconv": False}
+    cosine = {"schedule": "cosine", "epochs": 40, "duplicate": 1, "cycles": 1, "wsconv": False}
     rates = [train_smaller.learning_rate(step, 100, cosine) for step in range(4000)]
     assert rates[0] == pytest.approx(1 / 201) and rates[199] == pytest.approx(200 / 201)
     assert rates[200] == 1 and rates[2100] == pytest.approx(0.5) and 0 < rates[-1] < 1e-6
     assert rates[1000] == pytest.approx(0.5 + 0.5 * math.cos(math.pi * 800 / 3800))
+
+    twice = {**cosine, "epochs": 160, "duplicate": 2, "cycles": 2}
+    assert [train_smaller.learning_rate(step, 100, twice) for step in range(4000)] == rates
+    assert [train_smaller.learning_rate(step, 100, twice) for step in range(4000, 8000)] == pytest.approx([r / 10 for r in rates])
 
     step = {"schedule": "step", "epochs": 600, "duplicate": 10, "wsconv": False}
     by_epoch = [train_smaller.learning_rate(epoch // 10 * 7, 7, step) for epoch in range(0, 600, 10)]
@@ -377,6 +404,9 @@ def test_reference_recipe_and_overrides(monkeypatch):
     standardised = options("--wsconv")
     assert standardised["wsconv"] and standardised["lr"] < options("--no-wsconv")["lr"]
     assert options("--recipe", "reference", "--wsconv") == {**reference, "wsconv": True}
+    assert options("--dataset", "tiny_imagenet")["soften"] and options("--dataset", "tiny_imagenet")["cycles"] == 2
+    again = options("--dataset", "tiny_imagenet", "--pretrained", "a.pth")
+    assert (again["lr"], again["cycles"], again["soften"], again["soften_weights"]) == (0.001, 1, 0, 0)
     mixed = options("--recipe", "reference", "--lr", "0.5", "--no-amsgrad")
     assert {key: mixed[key] for key in reference if mixed[key] != reference[key]} == {"lr": 0.5, "amsgrad": False}
     monkeypatch.setattr(train_smaller, "DECAY", 0.125)  # an edited constant takes effect
