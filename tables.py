@@ -57,6 +57,7 @@ class Cell(NamedTuple):
 
 
 BASELINE = Cell("none")
+LOST = 3.0  # percentage points of accuracy that a fault must cost before shares of them are given
 SAME = ("dataset", "images", "sess", "seed", "checkpoint", "n")  # columns that are the same in all rows of a file
 COLUMNS = (*SAME, *Cell._fields, "run_seed", "flipped", "recovered", "psnr", "correct", "correct5", "loss", "top1", "top5")
 KINDS = {
@@ -115,7 +116,7 @@ def write(path, rows):
     write_text(path, HEADER + "".join(to_line(each[cell]) for cell in sorted(each, key=lambda cell: cell.order)))
 
 
-OF_IMAGES = ("recovered", "psnr")  # tables whose figures no net has a part in
+ALONE = ("won", "recovered", "psnr")  # tables that are not made of the difference between two nets
 EXTRAS = ("flipped", "recovered", "psnr")  # columns of a Summary that not every row has
 
 
@@ -136,6 +137,7 @@ class Summary(NamedTuple):
     flipped: float | None  # mean share of binary weights flipped, 0 to 1
     recovered: float | None  # mean share of the broken bits that are as they were, 0 to 1
     psnr: float | None  # of the images against the clean ones, dB, mean of the runs
+    won: float | None = None  # share of the accuracy that the bit costs where it reads at random: 1 for all of it, below 0 for harm
 
 
 def interval(mean, std, runs, n):
@@ -158,7 +160,17 @@ def summarize(rows):
     groups = {}
     for row in sorted(rows, key=lambda row: cell_of(row).order):
         groups.setdefault(cell_of(row).group, []).append(row)
-    return {cell: _summary(runs) for cell, runs in groups.items()}
+    summaries = {cell: _summary(runs) for cell, runs in groups.items()}
+    return {cell: summary._replace(won=_won(cell, summaries)) for cell, summary in summaries.items()}
+
+
+def _won(cell, summaries):
+    """What a repair wins back of the lost accuracy; None for no repair, or next to no loss."""
+    faulty = summaries.get(Cell("random", cell.bit, level=cell.level))
+    if cell.repair is None or faulty is None or BASELINE not in summaries:
+        return None
+    lost = summaries[BASELINE].mean - faulty.mean
+    return (summaries[cell].mean - faulty.mean) / lost if lost >= LOST else None
 
 
 def _summary(runs):
@@ -191,6 +203,7 @@ def layout(cells):
     """{name: Table} of those tables that these cells ({Cell: Summary}) fill, laid out as the original's."""
     image = [cell for cell in cells if cell.fault in IMAGE_FAULTS]
     planes = [cell for cell in image if cell.level == 1]
+    won = [cell for cell in planes if cells[cell].won is not None]
     judged = [cell for cell in planes if cells[cell].recovered is not None]
     shares = {cell.bit for cell in image if cell.level < 1}
     rates = [cell for cell in image if cell.bit in shares and cell.fault == "random" and not cell.repair]
@@ -198,6 +211,7 @@ def layout(cells):
     flips = [cell for cell in cells if cell.fault == "flips"]
     found = {
         "bits": _table("Broken bit planes", "accuracy (%)", planes, label, "bit"),
+        "won": _table("Of the accuracy that a random bit costs, won back by its repair (%)", "share", won, label, "bit", "won"),
         "rates": _table("Share of a plane's bits broken, reading at random", "accuracy (%)", rates, _bit_label, "level"),
         "noise": _table("Weight noise", "σ_val", noise, label, "level"),
         "flips": _table("Weight bit errors", "probability", flips, label, "level"),
@@ -243,6 +257,8 @@ def _own(summary, field):
         return f"{100 * (summary.flipped or 0):.3f}"
     if field == "recovered":
         return f"{100 * summary.recovered:.2f}"
+    if field == "won":
+        return f"{100 * summary.won:.1f}"
     if field == "psnr":
         return "–" if summary.psnr is None else f"{summary.psnr:.2f}"
     spread = "" if summary.std is None else f" ± {summary.std:.3f}"
@@ -257,7 +273,7 @@ def _compared(summary, other, field):
 
 def _markdown(summaries, others=None):
     for kind, table in layout(summaries).items():
-        if others is not None and kind in OF_IMAGES:
+        if others is not None and kind in ALONE:
             continue
         yield f"### {table.title}\n"
         yield "| " + " | ".join(table.headings) + " |"
