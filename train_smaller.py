@@ -176,7 +176,7 @@ def parse():
     group.add_argument("--pretrained", help="checkpoint whose signs and statistics to start from, latent weights at ± --init")
     group.add_argument("--schedule", choices=("cosine", "step"), help="of the learning rate")
     group.add_argument(
-        "--cycles", type=within(int, 1), help="of the cosine; each starts from the signs of the one before, latent weights at ± --init"
+        "--cycles", type=within(int, 1), help="of the cosine; each goes on from the signs of the last, latent weights at ± --init"
     )
     group.add_argument("--batch-size", type=within(int, 2), help="images per process")
     group.add_argument("--epochs", type=within(int, 1))
@@ -249,7 +249,9 @@ def settle(args, processes):
     if options["cycles"] > 1 and options["schedule"] != "cosine":
         raise UserError(f"--cycles is of the cosine schedule: 1 with --schedule {options['schedule']}")
     if options["epochs"] % (options["duplicate"] * options["cycles"]):
-        raise UserError(f"--epochs {options['epochs']} is no multiple of --duplicate {options['duplicate']} times --cycles {options['cycles']}")
+        raise UserError(
+            f"--epochs {options['epochs']} is no multiple of --duplicate {options['duplicate']} times --cycles {options['cycles']}"
+        )
     if options["smoothing"] and options["loss"] != "ce":
         raise UserError(f"--smoothing is of the cross-entropy: 0 with --loss {options['loss']}")
     return options
