@@ -161,7 +161,7 @@ def restart_net(path, dataset, wsconv, init):
     """A net that computes as the one of a checkpoint (packed or not) does, its latent weights at -init and +init."""
     _, trained, _ = load_net(path, dataset)
     net = restore_net(path, {"net": trained.state_dict()}, dataset, wsconv)
-    net.keep_signs(trained, init)
+    net.take_signs(trained, init)
     return net
 
 

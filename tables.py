@@ -57,7 +57,7 @@ class Cell(NamedTuple):
 
 
 BASELINE = Cell("none")
-LOST = 3.0  # percentage points of accuracy that a fault must cost before shares of them are given
+LEAST_LOSS = 3.0  # percentage points of accuracy that a fault must cost before shares of them are given
 SAME = ("dataset", "images", "sess", "seed", "checkpoint", "n")  # columns that are the same in all rows of a file
 COLUMNS = (*SAME, *Cell._fields, "run_seed", "flipped", "recovered", "psnr", "correct", "correct5", "loss", "top1", "top5")
 KINDS = {
@@ -116,7 +116,7 @@ def write(path, rows):
     write_text(path, HEADER + "".join(to_line(each[cell]) for cell in sorted(each, key=lambda cell: cell.order)))
 
 
-ALONE = ("won", "recovered", "psnr")  # tables that are not made of the difference between two nets
+OWN_ONLY = ("won", "recovered", "psnr")  # tables that are not made of the difference between two nets
 EXTRAS = ("flipped", "recovered", "psnr")  # columns of a Summary that not every row has
 
 
@@ -165,12 +165,12 @@ def summarize(rows):
 
 
 def _won(cell, summaries):
-    """What a repair wins back of the lost accuracy; None for no repair, or next to no loss."""
+    """What a repair wins back of the lost accuracy; None for no repair, or too small a loss."""
     faulty = summaries.get(Cell("random", cell.bit, level=cell.level))
     if cell.repair is None or faulty is None or BASELINE not in summaries:
         return None
     lost = summaries[BASELINE].mean - faulty.mean
-    return (summaries[cell].mean - faulty.mean) / lost if lost >= LOST else None
+    return (summaries[cell].mean - faulty.mean) / lost if lost >= LEAST_LOSS else None
 
 
 def _summary(runs):
@@ -211,7 +211,7 @@ def layout(cells):
     flips = [cell for cell in cells if cell.fault == "flips"]
     found = {
         "bits": _table("Broken bit planes", "accuracy (%)", planes, label, "bit"),
-        "won": _table("Of the accuracy that a random bit costs, won back by its repair (%)", "share", won, label, "bit", "won"),
+        "won": _table(f"Of the accuracy that a random bit costs, won back (%; where that is {LEAST_LOSS:g} points or more)", "share", won, label, "bit", "won"),
         "rates": _table("Share of a plane's bits broken, reading at random", "accuracy (%)", rates, _bit_label, "level"),
         "noise": _table("Weight noise", "σ_val", noise, label, "level"),
         "flips": _table("Weight bit errors", "probability", flips, label, "level"),
@@ -258,7 +258,7 @@ def _own(summary, field):
     if field == "recovered":
         return f"{100 * summary.recovered:.2f}"
     if field == "won":
-        return f"{100 * summary.won:.1f}"
+        return f"{100 * summary.won:.0f}"
     if field == "psnr":
         return "–" if summary.psnr is None else f"{summary.psnr:.2f}"
     spread = "" if summary.std is None else f" ± {summary.std:.3f}"
@@ -273,7 +273,7 @@ def _compared(summary, other, field):
 
 def _markdown(summaries, others=None):
     for kind, table in layout(summaries).items():
-        if others is not None and kind in ALONE:
+        if others is not None and kind in OWN_ONLY:
             continue
         yield f"### {table.title}\n"
         yield "| " + " | ".join(table.headings) + " |"

@@ -97,8 +97,8 @@ MARGIN = 0.0  # by which a label's logit should lead all others, in standard dev
 DECAY = 0.0  # weight decay
 BETAS = (0.9, 0.999)  # Adam
 MOMENTUM = 0.9  # SGD
-WARMUP = 200  # steps of each cycle of the cosine schedule, at most a tenth of them
-AGAIN = 0.1  # the learning rate of the cycles after the first, times this
+WARMUP = 200  # steps of the cosine schedule, at most a tenth of its cycle's
+LATER_LR = 0.03  # the learning rate of the cycles after the first, times this
 STEP = (80, 0.2, 480)  # of the step schedule: every so many epochs, times this, not after
 STEP_WSCONV = (60, 0.5, math.inf)
 
@@ -246,11 +246,14 @@ def settle(args, processes):
     }
     given = {name: getattr(args, name) for name in defaults if getattr(args, name) is not None}
     options = {"dataset": dataset, "seed": args.seed, "recipe": recipe, **defaults, **given, "processes": processes}
+    if args.cycles is None and options["schedule"] == "step":
+        options["cycles"] = 1
     if options["cycles"] > 1 and options["schedule"] != "cosine":
         raise UserError(f"--cycles is of the cosine schedule: 1 with --schedule {options['schedule']}")
     if options["epochs"] % (options["duplicate"] * options["cycles"]):
         raise UserError(
-            f"--epochs {options['epochs']} is no multiple of --duplicate {options['duplicate']} times --cycles {options['cycles']}"
+            f"--epochs {options['epochs']} is no multiple of --duplicate {options['duplicate']} times --cycles {options['cycles']}: "
+            "set one of them"
         )
     if options["smoothing"] and options["loss"] != "ce":
         raise UserError(f"--smoothing is of the cross-entropy: 0 with --loss {options['loss']}")
@@ -276,15 +279,15 @@ def steps_of_cycle(steps_per_pass, options):
 
 
 def learning_rate(step, steps_per_pass, options):
-    """Factor on the learning rate at a step, counted from 0 over the whole training."""
+    """Factor on the learning rate at a step, counted from 0 over the whole training; after its end, of one more cycle."""
     if options["schedule"] == "cosine":
-        total = steps_of_cycle(steps_per_pass, options)
-        warmup = min(WARMUP, total // 10)
-        cycle, step = divmod(step, total)
-        height = AGAIN if cycle else 1
+        steps = steps_of_cycle(steps_per_pass, options)
+        warmup = min(WARMUP, steps // 10)
+        cycle, step = divmod(step, steps)
+        height = LATER_LR if cycle else 1
         if step < warmup:
             return height * (step + 1) / (warmup + 1)
-        return height * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup))) / 2
+        return height * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup))) / 2
     every, factor, last = STEP_WSCONV if options["wsconv"] else STEP
     epoch = step // steps_per_pass * options["duplicate"]
     return factor ** (min(epoch, last) // every)
@@ -462,10 +465,10 @@ def train(args, processes):
     optimizer = make_optimizer(net, options)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, len(batches), options))
     faults = TrainingFaults(net, options["train_flip"], options["train_noise"], options["seed"])
-    steps, epochs_of_cycle = steps_of_cycle(len(batches), options), epochs // options["cycles"]
+    cycle_steps = steps_of_cycle(len(batches), options)
 
     def soften(step):
-        net.soften(*(softness(step, steps, options[name]) for name in ("soften", "soften_weights")))
+        net.soften(*(softness(step, cycle_steps, options[name]) for name in ("soften", "soften_weights")))
 
     log, epoch = [], 0
     if saved:
@@ -497,8 +500,10 @@ def train(args, processes):
     try:
         while epoch < epochs:
             start = time.monotonic()
-            if epoch and epoch % epochs_of_cycle == 0:  # with nothing of the cycle before but what it computes
-                net.keep_signs(net, options["init"])
+            cycle, step = divmod(scheduler.last_epoch, cycle_steps)
+            if cycle and not step:  # with nothing of the cycle before but what its net computes
+                processes.print(f"cycle {cycle + 1} of {options['cycles']} starts from the signs of the last")
+                net.take_signs(net.eval(), options["init"])
                 optimizer.state.clear()
             bar = processes.bar(batches.epoch(epoch), f"epoch {epoch + options['duplicate']}", len(batches))
             sums, loss_sum, lr = train_pass(training, bar)

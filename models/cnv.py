@@ -92,12 +92,13 @@ class CNV(nn.Module):
         return [module for module in self.modules() if isinstance(module, (BinaryConv2d, BinaryLinear))]
 
     @torch.no_grad()
-    def keep_signs(self, net, init):
-        """Latent weights become -init and +init, with the signs of the binary weights of `net`, which may be this one.
+    def take_signs(self, net, init):
+        """Latent weights become -init and +init, with the signs of a net's binary weights; it may be this one.
 
-        With weight standardisation training standardises those of the convolutions at once, whatever `init` is.
+        net: of the same topology, with or without weight standardisation, in evaluation mode.
+        With weight standardisation training standardises the latents of the convolutions at once, whatever `init` is.
         """
-        for layer, trained in zip(self.binary_layers(), net.binary_layers()):
+        for layer, trained in zip(self.binary_layers(), net.binary_layers(), strict=True):
             layer.weight.copy_(torch.where(trained.quant_weight().value < 0, -init, init))
 
     def soften(self, activations, weights):

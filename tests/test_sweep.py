@@ -349,13 +349,14 @@ def test_what_repairs_win_back():
     table = next(table for table in parse_tables(tables.markdown("a", rows, {})) if "won back" in table[0])
     assert table[1:] == [
         ["share", "no fault", "bit 7"],
-        ["repaired by bit 6", "–", "125.0"],
-        ["left", "–", "-25.0"],
-        ["median", "–", "75.0"],
+        ["repaired by bit 6", "–", "125"],
+        ["left", "–", "-25"],
+        ["median", "–", "75"],
     ]
     won = {(cell.get("bit"), cell.get("repair")): cell.get("won") for cell in json.loads(tables.summary(rows))["cells"]}
     assert won[7, "median"] == 0.75 and won[6, "median"] is won[None, None] is None
     assert not any("won back" in table[0] for table in parse_tables(tables.markdown("a", rows[1:], {})))
+    assert sum("won back" in table[0] for table in parse_tables(tables.markdown("a", rows, {"b": rows}))) == 1
 
 
 def test_matrices_of_several_nets(ready, call):

@@ -115,9 +115,10 @@ train_smaller.Processes.print = stop
 
 
 def test_interrupted_and_resumed_equals_uninterrupted(root, data, succeed):
-    options = [*TRAIN, "--compile", "--mem_fault", "faulty", "--wsconv", "--cycles", "3", "--sess", "cifar10_smaller"]
+    soft = "--soften 0.5 --soften_weights 1 --epochs 4 --cycles 2".split()
+    options = [*TRAIN, "--compile", "--mem_fault", "faulty", "--wsconv", *soft, "--sess", "cifar10_smaller"]
     lines = succeed(*options)
-    assert [line.split("  ")[0] for line in lines[-3:]] == ["epoch 1/3", "epoch 2/3", "epoch 3/3"]
+    assert [line.split("  ")[0] for line in lines if line.startswith("epoch")] == [f"epoch {epoch}/4" for epoch in (1, 2, 3, 4)]
     whole = CHECKPOINT.rename("whole.pth")
 
     killed = in_a_process(root, *options, more=STOP.format(signal="SIGKILL"))  # after the first epoch
@@ -128,7 +129,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(root, data, succeed):
     two_epochs = CHECKPOINT.with_suffix(".csv").read_text()
 
     resumed = succeed(*options, "--resume")
-    assert [line.split("  ")[0] for line in resumed[1:]] == ["epoch 3/3"]
+    assert [line.split("  ")[0] for line in resumed[2:]] == ["epoch 3/4", "epoch 4/4"]
     assert same(timeless(CHECKPOINT), timeless(whole))
     assert CHECKPOINT.with_suffix(".csv").read_text().startswith(two_epochs)
     assert "trained to the end" in succeed(*options, "--resume")[-1]
@@ -205,23 +206,27 @@ def test_loss_against_numpy(data, succeed, option, value, expected):
 
 @pytest.mark.parametrize("wsconv", [False, True])
 def test_a_cycle_starts_from_signs(data, succeed, monkeypatch, wsconv):
-    options = [*TRAIN, "--wsconv" if wsconv else "--no-wsconv", "--init", "0.25", "--sess", "cifar10_smaller"]
+    soft = "--init 0.25 --soften 1 --soften_weights 0.5 --sess cifar10_smaller".split()
+    options = [*TRAIN, "--wsconv" if wsconv else "--no-wsconv", *soft]
     succeed(*options, "--epochs", "2")
     expected = torch.load(CHECKPOINT)["net"]
     for key, value in expected.items():
         if value.dim() > 1:
             value = value.double() - value.double().mean() * (wsconv and key.startswith("conv"))
             expected[key] = torch.where(value >= 0, 0.25, -0.25)
-    starts, train_pass = [], train_smaller.train_pass
+    starts, ends, train_pass = [], [], train_smaller.train_pass
 
     def look(training, batches):
         starts.append(({key: value.clone() for key, value in training.model.state_dict().items()}, dict(training.optimizer.state)))
-        return train_pass(training, batches)
+        result = train_pass(training, batches)
+        ends.append(training.model.softness.item())
+        return result
 
     monkeypatch.setattr(train_smaller, "train_pass", look)
-    succeed(*options, "--epochs", "4", "--cycles", "2")
+    assert "cycle 2 of 2 starts from the signs of the last" in succeed(*options, "--epochs", "4", "--cycles", "2")
     assert len(starts) == 4 and starts[1][1]
     assert same(starts[2], (expected, {}))
+    assert ends == pytest.approx([1 - 6 / 14, 1 / 14, 0, 0])  # 7 steps in each pass
 
 
 def test_originals_checkpoint(data, succeed, complain):
@@ -340,6 +345,7 @@ def test_an_originals_name_says_what_it_is(data):
         ("--train --train_flip 2", "--train_flip: 2 is out of range"),
         ("--train --epochs 5 --duplicate 2", "--epochs 5 is no multiple of --duplicate 2 times --cycles 1"),
         ("--train --recipe reference --cycles 2", "--cycles is of the cosine schedule: 1 with --schedule step"),
+        ("--train --dataset tiny_imagenet --epochs 5", "--epochs 5 is no multiple of --duplicate 1 times --cycles 2: set one of them"),
         ("--train --epochs 6 --duplicate 2 --cycles 2", "--epochs 6 is no multiple of --duplicate 2 times --cycles 2"),
         ("--train --faulty_bit 9 --mem_fault faulty", "faulty_bit 9"),
         ("--sess nobody", "checkpoint/ckpt.t7.nobody_11111.pth is missing"),
@@ -377,7 +383,7 @@ def test_learning_rate_schedules():
 
     twice = {**cosine, "epochs": 160, "duplicate": 2, "cycles": 2}
     assert [train_smaller.learning_rate(step, 100, twice) for step in range(4000)] == rates
-    assert [train_smaller.learning_rate(step, 100, twice) for step in range(4000, 8000)] == pytest.approx([r / 10 for r in rates])
+    assert [train_smaller.learning_rate(step, 100, twice) for step in range(4000, 8000)] == pytest.approx([0.03 * rate for rate in rates])
 
     step = {"schedule": "step", "epochs": 600, "duplicate": 10, "wsconv": False}
     by_epoch = [train_smaller.learning_rate(epoch // 10 * 7, 7, step) for epoch in range(0, 600, 10)]
@@ -405,6 +411,7 @@ def test_reference_recipe_and_overrides(monkeypatch):
     assert standardised["wsconv"] and standardised["lr"] < options("--no-wsconv")["lr"]
     assert options("--recipe", "reference", "--wsconv") == {**reference, "wsconv": True}
     assert options("--dataset", "tiny_imagenet")["soften"] and options("--dataset", "tiny_imagenet")["cycles"] == 2
+    assert options("--dataset", "tiny_imagenet", "--schedule", "step")["cycles"] == 1
     again = options("--dataset", "tiny_imagenet", "--pretrained", "a.pth")
     assert (again["lr"], again["cycles"], again["soften"], again["soften_weights"]) == (0.001, 1, 0, 0)
     mixed = options("--recipe", "reference", "--lr", "0.5", "--no-amsgrad")
