@@ -67,6 +67,7 @@ RECIPES = {
         "padding": {"cifar10": 4, "cifar100": 4, "tiny_imagenet": 0, "demo": 0},  # of the random crop, pixels; 0: no crop
         "soften": {"cifar10": 0.0, "cifar100": 0.0, "tiny_imagenet": 0.6, "demo": 0.0},
         "soften_weights": {"cifar10": 0.0, "cifar100": 0.0, "tiny_imagenet": 0.9, "demo": 0.0},
+        "norm_momentum": {"cifar10": 0.1, "cifar100": 0.1, "tiny_imagenet": 0.01, "demo": 0.1},
         "smoothing": 0.0,
         "clip": math.inf,
     },
@@ -83,6 +84,7 @@ RECIPES = {
         "padding": {"cifar10": 4, "cifar100": 4, "tiny_imagenet": 0, "demo": 0},
         "soften": 0.0,
         "soften_weights": 0.0,
+        "norm_momentum": 0.1,
         "smoothing": 0.0,
         "clip": math.inf,
     },
@@ -114,6 +116,7 @@ OLDER = {
     "padding": RECIPES["reference"]["padding"],
     "soften": 0.0,
     "soften_weights": 0.0,
+    "norm_momentum": 0.1,
     "smoothing": 0.0,
     "clip": math.inf,
     "margin": 0.0,
@@ -188,6 +191,9 @@ def parse():
     )
     group.add_argument(
         "--soften_weights", type=within(float, 0, 1), help="share of the first cycle in which weights go from real to binary"
+    )
+    group.add_argument(
+        "--norm_momentum", type=within(float, 0, 1, open_low=True), help="weight of each batch in the running statistics"
     )
     group.add_argument("--smoothing", type=within(float, 0, 1), help="label smoothing of the cross-entropy")
     group.add_argument(
@@ -461,6 +467,8 @@ def train(args, processes):
     if saved:
         net = checkpoints.restore_net(path, saved, options["dataset"], options["wsconv"])
     layout = torch.channels_last if args.channels_last else torch.contiguous_format
+    for norm in net.norms():
+        norm.momentum = options["norm_momentum"]
     net.to(device, memory_format=layout)
     optimizer = make_optimizer(net, options)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, len(batches), options))

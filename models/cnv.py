@@ -91,6 +91,10 @@ class CNV(nn.Module):
         """The convolutions and linear layers, from input to output; `.weight` is the latent weight, float32."""
         return [module for module in self.modules() if isinstance(module, (BinaryConv2d, BinaryLinear))]
 
+    def norms(self):
+        """What keeps running statistics: the batch norms and the logits' TensorNorm."""
+        return [module for module in self.modules() if isinstance(module, (nn.BatchNorm2d, nn.BatchNorm1d, TensorNorm))]
+
     @torch.no_grad()
     def take_signs(self, net, init):
         """Latent weights become -init and +init, with the signs of a net's binary weights; it may be this one.

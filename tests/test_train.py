@@ -229,6 +229,25 @@ def test_a_cycle_starts_from_signs(data, succeed, monkeypatch, wsconv):
     assert ends == pytest.approx([1 - 6 / 14, 1 / 14, 0, 0])  # 7 steps in each pass
 
 
+def test_running_statistics_after_one_step(data, succeed):
+    """From their starting values, 0 and 1, a quarter of the way to those of the only batch."""
+    succeed(*TRAIN, "--epochs", "1", "--batch-size", "200", "--padding", "0", "--norm_momentum", "0.25", "--no-bf16")
+    state = torch.load(CHECKPOINT)["net"]
+    torch.manual_seed(11111)
+    net = CNV(TOPOLOGIES["cifar_smaller"], 10, init=0.05).train()
+    images, labels = load("cifar10", ".", train=True)
+    images, _ = next(TrainBatches(images, labels, 200, 0, [Fault.of("baseline", 0, 0)], 11111, torch.device("cpu")).epoch(0))
+    seen = []
+    net.linear_features[4].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach().double().numpy()))
+    net(images)
+    weight = net.conv_features[1].weight
+    x = ((2 * images.double() - 1) * 128).round().clamp(-128, 127) / 128
+    sums = torch.nn.functional.conv2d(x, torch.where(weight < 0, -1.0, 1.0).double(), padding=1).transpose(0, 1).flatten(1).numpy()
+    for name, values in (("conv_features.2", sums), ("linear_features.4", seen[0].reshape(1, -1))):
+        np.testing.assert_allclose(state[f"{name}.running_mean"], 0.25 * values.mean(1), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(state[f"{name}.running_var"], 0.75 + 0.25 * values.var(1, ddof=1), rtol=1e-4)
+
+
 def test_originals_checkpoint(data, succeed, complain):
     net = CNV(TOPOLOGIES["cifar_smaller"], 10)
     parallel = OrderedDict((f"module.{key}", value) for key, value in net.state_dict().items())
