@@ -136,15 +136,15 @@ def load(path):
     return state
 
 
-def build_net(dataset, wsconv, init=1.0):
+def build_net(dataset, wsconv, init=1.0, pad=0):
     """A new CNV for a data set of the table."""
     row = DATASETS[dataset]
-    return CNV(TOPOLOGIES[row.net], row.classes, wsconv, init)
+    return CNV(TOPOLOGIES[row.net], row.classes, wsconv, init, pad=pad)
 
 
-def restore_net(path, state, dataset, wsconv):
+def restore_net(path, state, dataset, wsconv, pad=0):
     """The CNV of a loaded checkpoint. UserError if it is the state of another net."""
-    net = build_net(dataset, wsconv)
+    net = build_net(dataset, wsconv, pad=pad)
     own, found = net.state_dict(), state["net"]
     for key in [*own, *found]:
         if key not in own or key not in found or own[key].shape != found[key].shape:
@@ -157,27 +157,44 @@ def restore_net(path, state, dataset, wsconv):
     return net
 
 
-def restart_net(path, dataset, wsconv, init):
-    """A net that computes as the one of a checkpoint (packed or not) does, its latent weights at -init and +init."""
+def restart_net(path, dataset, wsconv, init, pad=0):
+    """A net with the binary weights and statistics of a checkpoint (packed or not), its latent weights at -init and +init.
+
+    Where `pad` is what the checkpoint was trained with, it computes as that net does.
+    """
     _, trained, _ = load_net(path, dataset)
-    net = restore_net(path, {"net": trained.state_dict()}, dataset, wsconv)
+    net = restore_net(path, {"net": trained.state_dict()}, dataset, wsconv, pad)
     net.take_signs(trained, init)
     return net
+
+
+def trained_as(path, state):
+    """The data set, weight standardisation and padding of a checkpoint's training: a dict; an original's name says them."""
+    if "options" in state:
+        return {"pad": 0, **state["options"]}  # older ones had no choice of padding
+    sess = path.name.removeprefix("ckpt.t7.")
+    dataset = next((name for name in DATASETS if sess.startswith(f"{name}_")), "cifar10")
+    return {"dataset": dataset, "wsconv": "wsconv" in sess, "pad": 0}
 
 
 def load_net(path, dataset=None, wsconv=None):
     """The data set's name, the net in evaluation mode and the dict of a checkpoint.
 
-    A checkpoint says what it was trained on, an original's name does; `dataset` and `wsconv`, where given, must
-    agree with the former and override the latter. UserError if they don't, or the net doesn't fit.
+    A checkpoint says what it was trained on, an original's name does; `dataset`, where given, must agree with the
+    former and overrides the latter. wsconv: evaluate with weight standardisation or without; None: as it was trained.
+    UserError if the data set is another, the net doesn't fit, or `wsconv` is not that of a packed net's training.
     """
     state = load(path)
-    saved = state.get("options")
-    if saved is None:
-        sess = path.name.removeprefix("ckpt.t7.")
-        named = next((name for name in DATASETS if sess.startswith(f"{name}_")), "cifar10")
-        saved = {"dataset": dataset or named, "wsconv": "wsconv" in sess if wsconv is None else wsconv}
-    for name, value in (("dataset", dataset), ("wsconv", wsconv)):
-        if value not in (None, saved[name]):
-            raise UserError(f"{path} was trained with {name} {saved[name]}, not {value}: leave the option out")
-    return saved["dataset"], restore_net(path, state, saved["dataset"], saved["wsconv"]).eval(), state
+    trained = trained_as(path, state)
+    if "options" not in state:
+        trained["dataset"] = dataset or trained["dataset"]
+    elif dataset not in (None, trained["dataset"]):
+        raise UserError(f"{path} was trained with dataset {trained['dataset']}, not {dataset}: leave the option out")
+    if wsconv is None:
+        wsconv = trained["wsconv"]
+    elif wsconv != trained["wsconv"] and "signs" in state:
+        raise NoLatentWeights(
+            f"{path} is packed: {'with' if wsconv else 'without'} weight standardisation, other than in its training, "
+            "a net needs latent weights, and it holds signs only"
+        )
+    return trained["dataset"], restore_net(path, state, trained["dataset"], wsconv, trained["pad"]).eval(), state

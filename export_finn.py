@@ -4,24 +4,26 @@
     python export_finn.py --sess cifar10_smaller --seed 11111    # -> export_finn/ckpt.t7.cifar10_smaller_11111.qonnx.onnx
     python export_finn.py --report                               # also print what each layer costs in hardware
 
-The file takes float32 images in [0, 1]; their 8-bit quantiser is in it. Weights are the ±1 that the net computes
-with, standardised ones included.
+The file takes float32 images in [0, 1]; their 8-bit quantiser is in it. It is run on test images twice: as it is, and
+recoded as FINN recodes it (models/qonnx_graph.py). Both must give the net's logits, or no file is written. The images and
+the net's logits lie beside it as `….input.npy` and `….expected_output.npy`, the names by which FINN asks for them.
 """
 
 import importlib.util
 import os
-import warnings
 from hashlib import sha256
 from pathlib import Path
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
 import checkpoints
 from cli import Parser, UserError, run, within
+from files import write_whole
 from loader import DATASETS, load, scale
-from models import CNV
 from models.costs import costs, table
+from models.qonnx_graph import recoded, to_qonnx
 
 SESS = "cifar10_smaller"
 SEED = 11111
@@ -30,7 +32,7 @@ FOLDER = "export_finn"
 BATCH = 1  # images that the file takes at once
 VERIFY = 16  # test images on which the file is compared with the net
 
-PACKAGES = ("onnx", "onnxoptimizer", "onnxscript", "qonnx")
+PACKAGES = ("onnx", "qonnx")
 TOLERANCE = 1e-4  # of logits, which are normalised sums of ±1: rounding leaves some 1e-6
 
 
@@ -44,64 +46,47 @@ def check_packages():
         )
 
 
-def plain_copy(net):
-    """A CNV without weight standardisation whose latent weights are the ±1 that `net` computes with."""
-    copy = CNV(net.topology, net.classes)
-    state = dict(net.state_dict())
-    for name, module in net.named_modules():
-        if module in net.binary_layers():
-            state[f"{name}.weight"] = module.quant_weight().value
-    copy.load_state_dict(state)
-    return copy.eval()
-
-
-def to_qonnx(net, batch, metadata):
-    """The net as a cleaned-up qonnx ModelWrapper: images (batch×3×size×size, in [0, 1]) -> logits, both float32."""
-    import onnx
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about optional packages that have no part in this
-        from brevitas.export import export_qonnx
-    from qonnx.core.modelwrapper import ModelWrapper
-    from qonnx.util.cleanup import cleanup_model
-
-    size = net.topology.size
-    with torch.no_grad():
-        graph = export_qonnx(plain_copy(net), args=torch.zeros(batch, 3, size, size), dynamo=False)
-    model = cleanup_model(ModelWrapper(graph))
-    for tensor, name in ((model.graph.input[0].name, "images"), (model.graph.output[0].name, "logits")):
-        model.rename_tensor(tensor, name)
-    onnx.helper.set_model_props(model.model, metadata)  # not qonnx's own: it puts them into the graph, where few look
-    return model
-
-
-def compare(path, net, images):
-    """Executes the file on some images (uint8 N×3×H×W). Returns how many are predicted alike, and the largest
-    difference of a logit from the net's.
-    """
-    from qonnx.core.modelwrapper import ModelWrapper
+def execute(model, images, title):
+    """Logits (float32 N×classes) of a qonnx model on float32 images N×3×H×W in [0, 1], as many at once as it takes."""
     from qonnx.core.onnx_exec import execute_onnx
 
-    model = ModelWrapper(str(path))
     batch = model.get_tensor_shape("images")[0]
-    alike, difference = 0, 0.0
-    for part in tqdm(images.split(batch), "comparing", leave=False, disable=None):
-        inputs = scale(part).contiguous()
-        with torch.inference_mode():
-            expected = net(inputs)
-        filled = torch.cat([inputs, inputs.new_zeros(batch - len(part), *inputs.shape[1:])])
-        outputs = torch.from_numpy(execute_onnx(model, {"images": filled.numpy()})["logits"])[: len(part)]
-        alike += (outputs.argmax(1) == expected.argmax(1)).sum().item()
-        difference = max(difference, (outputs - expected).abs().max().item())
-    return alike, difference
+    logits = []
+    for part in tqdm(images.split(batch), title, leave=False, disable=None):
+        filled = torch.cat([part, part.new_zeros(batch - len(part), *part.shape[1:])])
+        logits.append(execute_onnx(model, {"images": filled.numpy()})["logits"][: len(part)])
+    return torch.from_numpy(np.concatenate(logits))
 
 
-def export(sess, seed, data, batch=1, verify=16):
-    """Write the QONNX file of a checkpoint, unless it differs from the net on the first `verify` test images."""
+def compare(model, images, expected, title):
+    """How many images the model predicts as expected, the largest difference of a logit, and both in words."""
+    found = execute(model, images, title)
+    alike = (found.argmax(1) == expected.argmax(1)).sum().item()
+    difference = (found - expected).abs().max().item()
+    return alike, difference, f"{alike} of {len(images)} test images predicted alike, logits differ by at most {difference:.2g}"
+
+
+def verify(path, source, images, expected, target):
+    """UserError unless the file, as it is and recoded as by FINN, gives the expected logits. Says what it found."""
+    from qonnx.core.modelwrapper import ModelWrapper
+
+    model = ModelWrapper(str(path))
+    for title, form in (("as it is", model), ("as FINN recodes it", recoded(model))):
+        alike, difference, found = compare(form, images, expected, title)
+        if alike < len(images) or not difference <= TOLERANCE:
+            raise UserError(f"{target} is not written: {title}, against the net, {found}")
+        print(f"{source}, {title}: {found}")
+
+
+def export(sess, seed, data, batch=BATCH, number=VERIFY):
+    """Write the QONNX file of a checkpoint, unless it differs from the net on the first `number` test images."""
     check_packages()
+    import onnx
+
     source = checkpoints.find(sess, seed)
     dataset, net, state = checkpoints.load_net(source)
-    images = load(dataset, data, False)[0][:verify] if verify else None
+    path = Path(FOLDER) / f"{checkpoints.path_of(sess, seed).stem}.qonnx.onnx"
+    samples = [path.with_suffix(f".{name}.npy") for name in ("input", "expected_output")]
     metadata = {
         "checkpoint": source.name,
         "checkpoint_sha256": sha256(source.read_bytes()).hexdigest(),
@@ -110,24 +95,26 @@ def export(sess, seed, data, batch=1, verify=16):
     options = state.get("options", {})
     if not options.get("holdout") and options.get("mem_fault", "baseline") == "baseline":  # else `acc` is of other images
         metadata["test_accuracy"] = f"{float(state['acc']):.3f} %"
-    model = to_qonnx(net, batch, metadata)
-    path = Path(FOLDER) / f"{checkpoints.path_of(sess, seed).stem}.qonnx.onnx"
+    model = to_qonnx(net, batch)
+    onnx.helper.set_model_props(model.model, metadata)  # not qonnx's own: it puts them into the graph, where few look
     path.parent.mkdir(exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     try:
         model.save(str(partial))
-        if verify:
-            alike, difference = compare(partial, net, images)
-            if alike < len(images) or difference > TOLERANCE:
-                raise UserError(
-                    f"{path} is not written: of {len(images)} test images it predicts {alike} as the net does, "
-                    f"and its logits differ by up to {difference:.3g}"
-                )
-            print(f"{source}: {alike} of {len(images)} test images predicted alike, logits differ by at most {difference:.2g}")
+        if number:
+            images = scale(load(dataset, data, False)[0][:number]).contiguous()
+            with torch.inference_mode():
+                expected = net(images)
+            verify(partial, source, images, expected, path)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
-    print(f"{path}: {path.stat().st_size / 2**20:.0f} MiB, batch size {batch}{'' if verify else ', not compared with the net'}")
+    for file, values in zip(samples, (images, expected) if number else (None, None)):
+        if number:
+            write_whole(file, lambda stream: np.save(stream, values.numpy()))
+        else:
+            file.unlink(missing_ok=True)
+    print(f"{path}: {path.stat().st_size / 2**20:.0f} MiB, batch size {batch}{'' if number else ', not compared with the net'}")
 
 
 def main():

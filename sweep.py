@@ -58,6 +58,11 @@ def parse():
     parser.add_argument("--sess", nargs="+", default=SESS, help=f"checkpoint names, default {listed(SESS)}")
     parser.add_argument("--seed", nargs="+", type=within(int, 0, 2**62), default=SEED, help=f"theirs, default {listed(SEED)}")
     parser.add_argument("--data", default=DATA, help="folder in which all data sets lie, default %(default)s")
+    parser.add_argument(
+        "--wsconv",
+        action=BooleanOptionalAction,
+        help="evaluate with weight standardisation or without; default: as trained. Other results: <sess>_tested_with[out]_wsconv",
+    )
     parser.add_argument("--results", default=RESULTS, help="folder to write into, default %(default)s")
     parser.add_argument("--replace", action="store_true", help="results of another checkpoint are moved to <folder>.old")
 
@@ -166,8 +171,10 @@ class Session:
 
     def __init__(self, sess, seed, args, device, test_sets):
         self.path = checkpoints.find(sess, seed)
+        dataset, net, state = checkpoints.load_net(self.path, wsconv=args.wsconv)
+        if net.wsconv != checkpoints.trained_as(self.path, state)["wsconv"]:
+            sess = f"{sess}_tested_{'with' if net.wsconv else 'without'}_wsconv"
         self.name, self.seed = f"{sess}_{seed}", seed
-        dataset, net, state = checkpoints.load_net(self.path)
         self.packed = "signs" in state
         self.net = net.to(device, memory_format=torch.channels_last)
         self.tester = Folded(self.net) if args.fold else self.net

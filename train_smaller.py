@@ -42,6 +42,7 @@ DATA = "data"  # folder in which all data sets lie
 SESS = ""  # name of the checkpoint; empty: <dataset>_smaller, with WSCONV <dataset>_smaller_wsconv
 SEED = 11111
 WSCONV = False  # weight standardisation in the convolutions
+PAD = 0  # value that hidden convolutions pad their ±1 inputs with: 0, or -1, which hardware with 1-bit activations can store
 
 # faults
 MEM_FAULT = "baseline"
@@ -91,8 +92,6 @@ RECIPES = {
 }
 # what differs for a net that was trained before
 RECIPES_PRETRAINED = {"modern": {"lr": 0.001, "cycles": 1, "soften": 0.0, "soften_weights": 0.0}, "reference": {}}
-# what differs with weight standardisation: such latents stay small, and a rate for others would turn them over every few steps
-RECIPES_WSCONV = {"modern": {"lr": 0.0001, "init": 0.0005}, "reference": {}}
 PRETRAINED = ""  # checkpoint, packed or not, whose binary weights and statistics training starts from; empty: random ones
 LOSS = "ce"
 MARGIN = 0.0  # by which a label's logit should lead all others, in standard deviations of the logits; 0: no such term in the loss
@@ -109,6 +108,7 @@ SHAPES = 64  # for so many sizes of activations torch.compile makes a function o
 # of checkpoints from before these were options
 OLDER = {
     "holdout": 0,
+    "pad": 0,
     "train_flip": 0.0,
     "train_noise": 0.0,
     "pretrained": "",
@@ -142,7 +142,10 @@ def parse():
     parser.add_argument("--sess", default=SESS, help="checkpoint name, default <dataset>_smaller[_wsconv]")
     parser.add_argument("--seed", type=within(int, 0, 2**62), default=SEED, help="of everything random, default %(default)s")
     parser.add_argument(
-        "--wsconv", action=BooleanOptionalAction, help=f"weight standardisation, default {WSCONV}, or the checkpoint's"
+        "--wsconv", action=BooleanOptionalAction, help=f"weight standardisation, default {WSCONV}, in evaluation as trained"
+    )
+    parser.add_argument(
+        "--pad", type=int, choices=(0, -1), help=f"with --train: padding value of the hidden convolutions, default {PAD}"
     )
     parser.add_argument("--export_finn", action="store_true", help="afterwards write the QONNX file (export_finn.py)")
 
@@ -234,10 +237,10 @@ def settle(args, processes):
     values = {
         **RECIPES[recipe],
         **(RECIPES_PRETRAINED[recipe] if pretrained else {}),
-        **(RECIPES_WSCONV[recipe] if wsconv else {}),
     }
     defaults = {
         "wsconv": wsconv,
+        "pad": PAD,
         "mem_fault": MEM_FAULT,
         "faulty_bit": CIFARDataset.FAULTY_BIT,
         "neighbor_offset": CIFARDataset.NEIGHBOR_OFFSET,
@@ -266,10 +269,16 @@ def settle(args, processes):
     return options
 
 
-def check_resumable(path, saved, args, processes):
-    """UserError if an option was given that differs from those of the training to be continued."""
+def resumed_options(path, saved, args, processes):
+    """The options of the training to be continued, those of today added. UserError if one that was given differs."""
     if saved is None:
         raise UserError(f"{path} is an original checkpoint, without what resuming needs: it can only be evaluated")
+    if saved["wsconv"] and "pad" not in saved:
+        raise UserError(
+            f"{path} is from when weight standardisation replaced the latent weights: it can be evaluated, not resumed; "
+            "--pretrained starts from its signs"
+        )
+    saved = {**for_dataset(OLDER, saved["dataset"]), **saved}
     given = {name: getattr(args, name, None) for name in saved} | {"processes": processes}
     for name, value in given.items():
         if value is not None and value != saved[name]:
@@ -277,6 +286,7 @@ def check_resumable(path, saved, args, processes):
                 f"{path} was trained with {name} {saved[name]}, not {value}: "
                 "leave the option out to continue it, or --resume to train anew"
             )
+    return saved
 
 
 def steps_of_cycle(steps_per_pass, options):
@@ -448,11 +458,9 @@ def train(args, processes):
     path = checkpoints.path_of(args.sess, args.seed)
     saved = checkpoints.load(path) if args.resume else None
     if saved:
-        if "options" in saved:
-            older = for_dataset(OLDER, saved["options"]["dataset"])
-            saved["options"] |= {name: value for name, value in older.items() if name not in saved["options"]}
-        check_resumable(path, saved.get("options"), args, processes.number)
-    options = saved["options"] if saved else settle(args, processes.number)
+        options = resumed_options(path, saved.get("options"), args, processes.number)
+    else:
+        options = settle(args, processes.number)
     if saved and saved["epoch"] >= options["epochs"]:
         processes.print(f"{path} is trained to the end, {saved['epoch']} epochs")
         return
@@ -461,11 +469,11 @@ def train(args, processes):
 
     torch.manual_seed(options["seed"])
     if options["pretrained"] and not saved:
-        net = checkpoints.restart_net(Path(options["pretrained"]), options["dataset"], options["wsconv"], options["init"])
+        net = checkpoints.restart_net(Path(options["pretrained"]), options["dataset"], options["wsconv"], options["init"], options["pad"])
     else:
-        net = checkpoints.build_net(options["dataset"], options["wsconv"], options["init"])
+        net = checkpoints.build_net(options["dataset"], options["wsconv"], options["init"], options["pad"])
     if saved:
-        net = checkpoints.restore_net(path, saved, options["dataset"], options["wsconv"])
+        net = checkpoints.restore_net(path, saved, options["dataset"], options["wsconv"], options["pad"])
     layout = torch.channels_last if args.channels_last else torch.contiguous_format
     for norm in net.norms():
         norm.momentum = options["norm_momentum"]
@@ -589,7 +597,12 @@ def test(args, processes):
     faulty = with_fault(images, fault, args.seed)
     batches = EvalBatches(processes.share(faulty), processes.share(labels), processes.device)
     net.to(processes.device, memory_format=torch.channels_last if args.channels_last else torch.contiguous_format)
-    processes.print(f"{path} (epoch {state['epoch']}), {DATASETS[name].title}, {len(labels)} {'held-out' if holdout else 'test'} images: {fault}")
+    which = f"{len(labels)} {'held-out' if holdout else 'test'} images"
+    if net.wsconv != checkpoints.trained_as(path, state)["wsconv"]:
+        with_it, without = "with weight standardisation", "without"
+        now, then = (with_it, without) if net.wsconv else (f"{without} weight standardisation", "with")
+        which = f"{now} (trained {then}), {which}"
+    processes.print(f"{path} (epoch {state['epoch']}), {DATASETS[name].title}, {which}: {fault}")
 
     tester = Folded(net) if args.fold else net
     scores, flips = [], []

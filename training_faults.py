@@ -1,12 +1,11 @@
 """Faults of the weights while a net is trained, so that it learns to bear them."""
 
 from contextlib import contextmanager
-from itertools import compress
 
 import numpy as np
 import torch
 
-from models.wsconv import WSConv2d, WSLinear
+from models.wsconv import WSConv2d, WSLinear, standardize
 
 SIGN_BIT = -(1 << 31)  # of a float32, as int32
 
@@ -15,8 +14,8 @@ class TrainingFaults:
     """Faults of the weights in training: fresh ones in every forward pass, gone before the optimiser's step.
 
     flip: probability that a binary weight has the other sign, below 1. noise: standard deviation of Gaussian noise on the
-    latent weights, in units of each layer's root mean square weight. The gradient is that at the faulty weights; it
-    goes to the latent weights as they were. What a step draws depends on (seed, step) alone. For that to cost little,
+    latent weights, in units of each layer's root mean square weight. With weight standardisation noise comes before it and
+    flips after it, as in evaluation. The gradient is that at the faulty weights; it goes to the latent weights as they were. What a step draws depends on (seed, step) alone. For that to cost little,
     the faults of a step are a window, somewhere in a store of normal numbers, or of sign bits, that is drawn once.
     """
 
@@ -41,24 +40,28 @@ class TrainingFaults:
             yield
             return
         self.generator.manual_seed(int(np.random.SeedSequence([self.seed, step, 2]).generate_state(1)[0]))
-        standardised = [isinstance(layer, (WSConv2d, WSLinear)) for layer in self.layers]
-        with torch.no_grad():
-            for layer in compress(self.layers, standardised):
-                layer.quant_weight()  # standardises the latent weights, as the forward pass would
+        standardized = [isinstance(layer, (WSConv2d, WSLinear)) for layer in self.layers]
         # as_strided: all weights of a layer in the order of memory, whatever its format
         flat = [layer.weight.data.as_strided((layer.weight.numel(),), (1,)) for layer in self.layers]
         # flipping back mends the others exactly
-        intact = [weight.clone() if self.noise or anew else None for weight, anew in zip(flat, standardised)]
+        intact = [weight.clone() if self.noise or ws else None for weight, ws in zip(flat, standardized)]
         noise_start, flip_start = torch.randint(self.SHIFTS, (2,), generator=self.generator, device=flat[0].device).tolist()
         if self.noise:
             for weight, noise in zip(flat, self._window(self.normal, noise_start)):
                 weight.add_(noise, alpha=self.noise * weight.square().mean().sqrt().item())
+        for layer, weight, ws in zip(self.layers, flat, standardized):
+            if ws:
+                weight.copy_(standardize(weight.double()))
+                layer.standardized = True
         flips = self._window(self.sign_bits, flip_start) if self.flip else []
         for weight, bits in zip(flat, flips):
             weight.view(torch.int32).bitwise_xor_(bits)
         try:
             yield
         finally:
+            for layer, ws in zip(self.layers, standardized):
+                if ws:
+                    layer.standardized = False
             for weight, bits in zip(flat, flips):
                 weight.view(torch.int32).bitwise_xor_(bits)
             for weight, before in zip(flat, intact):

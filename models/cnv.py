@@ -50,18 +50,20 @@ class CNV(nn.Module):
     """float32 images N×channels×size×size in [0, 1] -> float32 logits N×classes.
 
     wsconv: convolutions with weight standardisation (models/wsconv.py).
+    pad: value that the hidden convolutions pad their ±1 inputs with, 0 or -1. The first one pads the image with 0.
     init: latent weights start uniform in (-init, init). The net depends on their signs only, so what counts is
     the ratio of the learning rate to it.
     """
 
-    def __init__(self, topology, classes, wsconv=False, init=1.0, channels=3):
+    def __init__(self, topology, classes, wsconv=False, init=1.0, channels=3, pad=0):
         super().__init__()
-        self.topology, self.classes = topology, classes
+        self.topology, self.classes, self.wsconv, self.pad = topology, classes, wsconv, pad
         conv_layer = WSConv2d if wsconv else BinaryConv2d
         self.conv_features = nn.ModuleList([QuantIdentity(act_quant=InputQ1_7)])
-        for width, pool in topology.conv:
+        for i, (width, pool) in enumerate(topology.conv):
+            padding = {"padding": topology.padding, "pad": pad if i else 0}
             self.conv_features += [
-                conv_layer(channels, width, 3, padding=topology.padding, bias=False, weight_quant=BinaryWeight),
+                conv_layer(channels, width, 3, bias=False, weight_quant=BinaryWeight, **padding),
                 nn.BatchNorm2d(width, eps=EPS),
                 QuantIdentity(act_quant=BinaryActivation),
             ]
@@ -100,7 +102,7 @@ class CNV(nn.Module):
         """Latent weights become -init and +init, with the signs of a net's binary weights; it may be this one.
 
         net: of the same topology, with or without weight standardisation, in evaluation mode.
-        With weight standardisation training standardises the latents of the convolutions at once, whatever `init` is.
+        With weight standardisation too: the mean of such a layer lies between -init and init.
         """
         for layer, trained in zip(self.binary_layers(), net.binary_layers(), strict=True):
             layer.weight.copy_(torch.where(trained.quant_weight().value < 0, -init, init))

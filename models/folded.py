@@ -9,7 +9,7 @@ comparison with a whole number. That number is found by asking the net's own bat
 errors are in it. Where a batch norm falls, the channel's weights change sign instead.
 
 On x86 CPUs a layer is one of oneDNN's 8-bit convolutions or products with the comparison fused into it.
-Activations are then 0 and 2 with zero point 1, so that the padding is a true zero between -1 and +1. Anywhere
+Activations are then 0 and 2 with a zero point, so that the padding is a true zero or a -1. Anywhere
 else the same signs and thresholds are used in float32, in which these sums are exact, too.
 
 Source: thresholds in place of batch norms are Umuroglu et al., "FINN" (2017).
@@ -75,6 +75,7 @@ class _Layer:
     def __init__(self, module, norm, pool, first):
         self.module, self.pool = module, pool
         self.conv = isinstance(module, nn.Conv2d)
+        self.pad = getattr(module, "pad", 0)
         self.inputs = STEPS if first else 1  # from minus this to this
         self.falls = self.threshold = None
         if norm is not None:
@@ -91,7 +92,7 @@ class _Layer:
         self.weight = weight.contiguous(memory_format=torch.channels_last) if self.conv else weight
 
     def __call__(self, x):
-        x = F.conv2d(x, self.weight, padding=self.module.padding) if self.conv else F.linear(x.flatten(1), self.weight)
+        x = self.module._conv_forward(x, self.weight, None) if self.conv else F.linear(x.flatten(1), self.weight)
         if self.threshold is None:
             return x
         # between two whole numbers, so that sums which a fast algorithm rounds do no harm
@@ -108,24 +109,31 @@ class _Layer:
 
 
 class _Int8Layer(_Layer):
-    """The same on uint8 with a zero point: 0 and 2 for -1 and +1."""
+    """The same on uint8: 0 and 2 for -1 and +1.
+
+    The padding is 0, too: with zero point 1 (as for the input 128) it is a true zero, with zero point 0 it is a -1, and
+    the sums are larger by the sum of their weights.
+    """
 
     def pack(self, weight):
-        hidden, outputs, inputs = self.threshold is not None, len(weight), self.inputs
+        hidden, outputs = self.threshold is not None, len(weight)
+        zero_point = 0 if self.pad else self.inputs
         # Twice the sum, minus twice the threshold, plus 2: clamped to 0 .. 2 that is 0 below the threshold, 2 from it on.
         scale = torch.full((outputs,), 2.0 if hidden else 1.0)
         bias = 2 - 2 * self.threshold if hidden else None
+        if self.pad:
+            bias = bias - 2 * weight.flatten(1).sum(1)
         after = (torch.uint8, "hardtanh", [0.0, 2.0], "") if hidden else (torch.float32, "none", [], "")
         if self.conv:
             geometry = ([1, 1], list(self.module.padding), [1, 1], 1)  # stride, padding, dilation, groups
             self.run = torch.ops.onednn.qconv2d_pointwise
-            packed = torch.ops.onednn.qconv_prepack(weight.to(torch.int8), scale, 1.0, inputs, *geometry)
+            packed = torch.ops.onednn.qconv_prepack(weight.to(torch.int8), scale, 1.0, zero_point, *geometry)
         else:
             geometry = ()
             self.run = torch.ops.onednn.qlinear_pointwise
             packed = torch.ops.onednn.qlinear_prepack(weight.to(torch.int8), None)
         zeros = torch.zeros(outputs, dtype=torch.int32)
-        self.arguments = (1.0, inputs, packed, scale, zeros, bias, *geometry, 1.0, 0, *after)
+        self.arguments = (1.0, zero_point, packed, scale, zeros, bias, *geometry, 1.0, 0, *after)
 
     def __call__(self, x):
         x = x.contiguous(memory_format=torch.channels_last) if self.conv else x.flatten(1)

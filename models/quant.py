@@ -5,6 +5,7 @@ weights, batch-norm statistics and TensorNorm only.
 """
 
 import torch
+import torch.nn.functional as F
 from brevitas.core.bit_width import BitWidthImplType
 from brevitas.core.quant import QuantType
 from brevitas.core.restrict_val import FloatToIntImplType, RestrictValueType
@@ -54,31 +55,51 @@ class InputQ1_7(_ConstantScale, ActQuantSolver):
     restrict_scaling_type = RestrictValueType.POWER_OF_TWO
 
 
-class _Softened:
-    """Mix-in for Brevitas' layers: weights that are not yet binary.
+class _Binary:
+    """Mix-in for Brevitas' layers: where the latent weights come from, and weights that are not yet binary.
 
     In training a layer computes with signs + softness·(latent - signs), the latent weights being scaled to twice their mean
-    magnitude and clamped to ±1. softness: a scalar buffer, 0 for signs, no matter of checkpoints. The gradient passes
-    unchanged as it does through the signs, whatever the softness is.
+    magnitude and clamped to ±1. softness: a scalar buffer, 0 for signs, not saved. The gradient passes unchanged as it does
+    through the signs, whatever the softness is.
     """
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.register_buffer("softness", torch.zeros(()), persistent=False)
 
+    def latent_weight(self):
+        """The real-valued weight that is binarised: float32, of the shape of `weight`."""
+        return self.weight
+
+    def quant_weight(self, *args, **kwargs):
+        return self.weight_quant(self.latent_weight())
+
     def inner_forward_impl(self, x, weight, bias):
         if self.training:
-            signs, latent = weight.value, self.weight.detach()
+            signs, latent = weight.value, self.latent_weight().detach()
             latent = (latent / (2 * latent.abs().mean())).clamp(-1, 1)
             weight = signs + self.softness * (latent - signs.detach())
         return super().inner_forward_impl(x, weight, bias)
 
 
-class BinaryConv2d(_Softened, QuantConv2d):
-    """brevitas.nn.QuantConv2d whose weights can be softened in training; same arguments."""
+class BinaryConv2d(_Binary, QuantConv2d):
+    """brevitas.nn.QuantConv2d whose weights can be softened in training; same arguments.
+
+    pad: the value of the padding, 0 or -1.
+    """
+
+    def __init__(self, *args, pad=0, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.pad = pad
+
+    def _conv_forward(self, x, weight, bias):
+        if not self.pad:
+            return super()._conv_forward(x, weight, bias)
+        height, width = self.padding
+        return F.conv2d(F.pad(x, (width, width, height, height), value=self.pad), weight, bias, self.stride)
 
 
-class BinaryLinear(_Softened, QuantLinear):
+class BinaryLinear(_Binary, QuantLinear):
     """brevitas.nn.QuantLinear whose weights can be softened in training; same arguments."""
 
 

@@ -1,19 +1,17 @@
-"""Weight-standardised binary layers.
+"""Binary layers with weight standardisation (WS).
 
-Before every forward pass, in training and in evaluation, the layer computes with
+In training and in evaluation the layer computes with the signs of
 
     (w - mean(w)) / (std(w) + 1e-8) / sqrt(numel(w))
 
-instead of its latent weight w, mean and std over the whole tensor. As in the original this is no part of the
-graph: in training it replaces the latent weight itself, and the gradient goes to the standardised weight. In
-evaluation the parameter stays as it is. Binarisation ignores the scale, so what changes the forward pass is
-the mean: a layer holds about as many +1 as -1.
+where w is its latent weight, mean and std over the whole tensor. The latent weight itself is not changed: the optimiser
+steps it, checkpoints hold it, and weight noise is added to it. The gradient of the standardised weight goes to the
+latent weight as it is. Binarisation ignores the scale, so what changes the forward pass is the mean: a layer holds about
+as many +1 as -1.
 
-Source: the idea is Qiao et al., "Micro-Batch Training with Batch-Channel Normalization and Weight
-Standardization" (2019), there per output channel; the formula is the original repository's.
+Source: the idea is Qiao et al., "Micro-Batch Training with Batch-Channel Normalization and Weight Standardization"
+(2019), there per output channel; the formula is the original repository's.
 """
-
-import torch
 
 from models.quant import BinaryConv2d, BinaryLinear
 
@@ -24,14 +22,19 @@ def standardize(weight):
 
 
 class _WeightStandardized:
-    """Mix-in for binary layers: standardises what their weight quantiser sees."""
+    """Mix-in for binary layers: their quantiser sees the standardised latent weight.
 
-    def quant_weight(self, *args, **kwargs):
-        with torch.no_grad():
-            if not self.training:  # in float64 no sign depends on how threads share the sums out
-                return self.weight_quant(standardize(self.weight.double()).float())
-            self.weight.copy_(standardize(self.weight))
-        return super().quant_weight(*args, **kwargs)
+    standardized: True while `weight` holds weights that are standardised already (training_faults.py).
+    """
+
+    standardized = False
+
+    def latent_weight(self):
+        if self.standardized:
+            return self.weight
+        weight = self.weight.detach()
+        value = standardize(weight.double()).float()  # in float64 no sign depends on how threads share the sums out
+        return value + (self.weight - weight)  # plus 0, whose gradient is 1
 
 
 class WSConv2d(_WeightStandardized, BinaryConv2d):
