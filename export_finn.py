@@ -95,6 +95,8 @@ def export(sess, seed, data, batch=BATCH, number=VERIFY):
     options = state.get("options", {})
     if not options.get("holdout") and options.get("mem_fault", "baseline") == "baseline":  # else `acc` is of other images
         metadata["test_accuracy"] = f"{float(state['acc']):.3f} %"
+    if net.pad and batch > 1:
+        raise UserError(f"--batch {batch}: a net with --pad -1 is written for one image at a time")
     model = to_qonnx(net, batch)
     onnx.helper.set_model_props(model.model, metadata)  # not qonnx's own: it puts them into the graph, where few look
     path.parent.mkdir(exist_ok=True)

@@ -6,6 +6,8 @@
 #   ./run.sh tiny_imagenet    Tiny-ImageNet, after python trans.py
 #   ./run.sh cifar100
 #   ./run.sh test             the tests
+#   ./run.sh finn             export the CIFAR-10 net and run FINN's build steps on it, without vendor tools
+#   ./run.sh finn tiny_imagenet
 #   TRAIN=0 ./run.sh          no training; WSCONV=1 and SWEEP=0 can be given in this way, too
 #
 # Words after the data set go on to train_smaller.py: ./run.sh cifar10 --faulty_bit 5 --resume
@@ -30,23 +32,26 @@ export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1:glibc.malloc.mmap
 
 fail() { echo "error: $1" >&2; exit 1; }
 
-# .venv with what requirements.txt names; installed again only when that file has changed
-setup() {
-    cmp -s requirements.txt .venv/requirements.installed && .venv/bin/python -c "" 2>/dev/null && return
-    local python
+# environment FOLDER REQUIREMENTS WHAT OPTION…: made with what the file names; again only when that file has changed
+environment() {
+    local folder=$1 requirements=$2 what=$3 python
+    shift 3
+    cmp -s "$requirements" "$folder/requirements.installed" && "$folder/bin/python" -c "" 2>/dev/null && return
     for python in python3.12 python3.11 python3 python; do
         "$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && break
         python=
     done
     [ -n "$python" ] || fail "needs Python 3.11 or 3.12 with its venv module (on Debian: apt install python3-venv)"
-    echo "setting up .venv with $("$python" --version): PyTorch and its libraries, about 5.5 GB"
-    "$python" -m venv --clear .venv
+    echo "setting up $folder with $("$python" --version): $what"
+    "$python" -m venv --clear "$folder"
     local quiet=--quiet
     [ -t 1 ] && quiet=
-    .venv/bin/python -m pip install --disable-pip-version-check $quiet -r requirements.txt ||
+    "$folder/bin/python" -m pip install --disable-pip-version-check $quiet "$@" -r "$requirements" ||
         fail "the packages could not be installed; run this again to try once more"
-    cp requirements.txt .venv/requirements.installed
+    cp "$requirements" "$folder/requirements.installed"
 }
+
+setup() { environment .venv requirements.txt "PyTorch and its libraries, about 5.5 GB"; }
 
 launch() { .venv/bin/python ${LAUNCH[@]+"${LAUNCH[@]}"} "$@"; }
 
@@ -70,15 +75,34 @@ measure() {
 
 row() { printf '| %-44s | %9s |\n' "$@"; }
 
+is_dataset() { case $1 in cifar10 | cifar100 | tiny_imagenet | demo) ;; *) return 1 ;; esac; }
+
+suffix=
+wsconv=--no-wsconv
+[ "$WSCONV" = 1 ] && suffix=_wsconv wsconv=--wsconv
+
 dataset=${1:-cifar10}
 [ $# -gt 0 ] && shift
 case $dataset in
-cifar10 | cifar100 | tiny_imagenet | demo) ;;
 test)
     setup
     exec .venv/bin/python -m pytest "$@" tests
     ;;
-*) fail "'$dataset' is unknown: demo, cifar10, cifar100, tiny_imagenet or test" ;;
+finn)
+    dataset=${1:-cifar10}
+    [ $# -gt 0 ] && shift
+    is_dataset "$dataset" || fail "'$dataset' is no data set: finn demo, cifar10, cifar100 or tiny_imagenet"
+    setup
+    environment .venv-finn requirements-finn.txt "FINN's build steps, 400 MB" --no-deps
+    for sess in ${SESS:-${dataset}_smaller$suffix}; do
+        for seed in $SEED; do
+            .venv/bin/python export_finn.py --sess "$sess" --seed "$seed" --data "$DATA"
+            .venv-finn/bin/python finn_flow.py "export_finn/ckpt.t7.${sess}_$seed.qonnx.onnx" "$@"
+        done
+    done
+    exit
+    ;;
+*) is_dataset "$dataset" || fail "'$dataset' is unknown: demo, cifar10, cifar100, tiny_imagenet, test or finn" ;;
 esac
 for word in "$@"; do
     [ "$word" != any ] && [ "$word" != --faulty_bit=any ] ||
@@ -93,9 +117,6 @@ setup
 
 LAUNCH=()
 [ "$PROCESSES" -gt 1 ] && LAUNCH=(-m torch.distributed.run --nproc_per_node "$PROCESSES")
-suffix=
-wsconv=--no-wsconv
-[ "$WSCONV" = 1 ] && suffix=_wsconv wsconv=--wsconv
 
 tables=
 SESS=${SESS:-${dataset}_smaller$suffix}

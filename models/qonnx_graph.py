@@ -14,8 +14,10 @@ and followed by one of two quantisers, both of which give the sign of x exactly:
     Quant, 2 bits, signed, narrow      before a padded convolution: -1, 0 and +1 have each a code, and padding is 0
     BipolarQuant                       before a linear layer
 
+A net with pad=-1 wants just that padding, but no operator of QONNX pads ±1 with -1. It is written as FINN stores it:
+activations 0 and 1, convolutions as Im2Col and XnorPopcountMatMul, which counts equal bits, thresholds on those counts.
+
 Sums and thresholds are those of models/folded.py: where a batch norm falls, the weights of its channel have changed sign.
-A net with pad=-1 is written as FINN stores it, all activations one bit, since there the padded zero is what it needs.
 
 Source: QONNX (Pappalardo et al., 2022) and FINN (Umuroglu et al., 2017).
 """
@@ -28,29 +30,33 @@ from models.folded import STEPS, Folded
 
 GENERAL = "qonnx.custom_op.general"  # domain of qonnx's own operators
 OPSET = 13  # of ONNX
+ROWS_FIRST, CHANNELS_FIRST = [0, 2, 3, 1], [0, 3, 1, 2]  # permutations: N×C×H×W to N×H×W×C, and back
 
 
 class _Graph:
-    """Collects nodes and constants. `add` returns the name of a node's output, by which the next one refers to it."""
+    """Collects nodes and constants. Methods that add a node return the name of its output, which the next one takes."""
 
     def __init__(self):
-        self.nodes, self.constants = [], []
+        self.nodes, self.constants, self.datatypes, self.shapes = [], [], {}, {}
 
-    def constant(self, value):
-        """The name of a constant: a number or a tensor, as float32."""
+    def constant(self, value, datatype=None):
+        """A number or a tensor, as float32. datatype: qonnx's name of what it really is."""
         from onnx import numpy_helper
 
         name = f"constant_{len(self.constants)}"
-        values = torch.as_tensor(value, dtype=torch.float32).numpy()
+        values = torch.as_tensor(value, dtype=torch.float32).contiguous().numpy()
         self.constants.append(numpy_helper.from_array(values, name))
+        if datatype:
+            self.datatypes[name] = datatype
         return name
 
-    def add(self, kind, x, *constants, domain="", **attributes):
+    def add(self, kind, x, *operands, **attributes):
+        """A node. operands: names of constants, or their values."""
         from onnx import helper
 
         name = f"{kind}_{len(self.nodes)}"
-        inputs = [x, *map(self.constant, constants)]
-        self.nodes.append(helper.make_node(kind, inputs, [name], name=f"node_{name}", domain=domain, **attributes))
+        inputs = [x, *(value if isinstance(value, str) else self.constant(value) for value in operands)]
+        self.nodes.append(helper.make_node(kind, inputs, [name], name=f"node_{name}", **attributes))
         return name
 
     def quant(self, x, bits, scale, narrow):
@@ -62,20 +68,81 @@ class _Graph:
         """-1 and +1."""
         return self.add("BipolarQuant", x, 1, domain=GENERAL)
 
-    def product(self, x, layer):
-        """What a layer of the folded net sums up: a convolution or a matrix product with its ±1 weights."""
+    def input(self, x):
+        """The net's 8-bit input quantiser."""
+        x = self.add("Add", self.add("Mul", x, 2), -1)
+        return self.quant(x, bits=8, scale=1 / STEPS, narrow=False)
+
+    def logits(self, x, norm):
+        """The net's TensorNorm, one step after the other as it does: the same rounding."""
+        x = self.add("Sub", x, norm.running_mean)
+        x = self.add("Div", x, (norm.running_var + norm.eps).sqrt())
+        x = self.add("Mul", x, norm.weight)
+        self.add("Add", x, norm.bias)
+        self.nodes[-1].output[0] = "logits"
+
+
+def _product(graph, x, layer):
+    """What a layer sums up: its weights, ±1, times its inputs."""
+    weight = layer.signs()
+    if not layer.conv:
+        return graph.add("MatMul", x, graph.bipolar(graph.constant(weight.T)))
+    pads = list(layer.module.padding) * 2
+    geometry = {"kernel_shape": [3, 3], "pads": pads, "strides": [1, 1], "dilations": [1, 1], "group": 1}
+    return graph.add("Conv", x, graph.bipolar(graph.constant(weight)), **geometry)
+
+
+def _write_padding_0(graph, layers):
+    """The layers of a net whose padding is a true zero. Returns the name of what the last one sums up."""
+    x = graph.input("images")
+    for layer, following in zip(layers, layers[1:]):
+        x = _product(graph, x, layer)
+        x = graph.add("Mul", x, 2 * layer.inputs)
+        x = graph.add("Add", x, (1 - 2 * layer.threshold).view(1, -1, *[1, 1] * layer.conv))
+        padded = following.conv and any(following.module.padding)
+        x = graph.quant(x, bits=2, scale=1, narrow=True) if padded else graph.bipolar(x)
+        if layer.pool:
+            x = graph.add("MaxPool", x, kernel_shape=[2, 2], pads=[0, 0, 0, 0], strides=[2, 2])
+        if layer.conv and not following.conv:
+            x = graph.add("Flatten", x, axis=1)
+    return _product(graph, x, layers[-1])
+
+
+def _windows(graph, x, layer, size, channels):
+    """N×H×W×C -> N×H×W×9C, the inputs of each output pixel."""
+    (pad, _), shape = layer.module.padding, f"(1,{size},{size},{channels})"
+    geometry = {"kernel_size": [3, 3], "stride": [1, 1], "pad_amount": [pad] * 4, "dilations": [1, 1], "depthwise": 0}
+    return graph.add("Im2Col", x, input_shape=shape, domain=GENERAL, **geometry)
+
+
+def _write_padding_minus_1(graph, layers, size):
+    """The layers of a net whose padding is -1, in 1-bit numbers. Returns the name of what the last one sums up."""
+    x = graph.input(graph.add("Transpose", "images", perm=ROWS_FIRST))
+    for layer in layers:
         weight = layer.signs()
+        inputs = weight[0].numel()
         if layer.conv:
-            rows, columns = layer.module.padding
-            geometry = {"kernel_shape": [3, 3], "pads": [rows, columns] * 2, "strides": [1, 1], "dilations": [1, 1], "group": 1}
-            self.add("Conv", x, **geometry)
+            x = _windows(graph, x, layer, size, weight.shape[1])
+            weight = weight.permute(0, 2, 3, 1).flatten(1)
+        if layer is layers[0]:
+            x = graph.add("MatMul", x, graph.constant(weight.T, "BIPOLAR"))
+            threshold = layer.threshold / STEPS
         else:
-            self.add("MatMul", x)
-            weight = weight.T
-        node = self.nodes.pop()
-        node.input.append(self.bipolar(self.constant(weight.contiguous())))
-        self.nodes.append(node)
-        return node.output[0]
+            x = graph.add("XnorPopcountMatMul", x, graph.constant((weight.T + 1) / 2, "BINARY"), domain=GENERAL)
+            if layer is layers[-1]:
+                break
+            threshold = ((layer.threshold + inputs) / 2).ceil()  # the sum is twice the count of equal bits, minus all
+        bits = {"out_dtype": "BINARY", "out_scale": 1.0, "out_bias": 0.0, "data_layout": "NHWC" if layer.conv else "NC"}
+        x = graph.add("MultiThreshold", x, threshold[:, None], domain=GENERAL, **bits)
+        if layer.conv:
+            size += 2 * layer.module.padding[0] - 2
+            graph.shapes[x] = [1, size, size, len(weight)]  # which qonnx does not find out before the pooling
+        if layer.pool:
+            x = graph.add("MaxPoolNHWC", x, kernel_shape=[2, 2], pads=[0, 0, 0, 0], strides=[2, 2], domain=GENERAL)
+            size //= 2
+        if layer.conv and not layers[layers.index(layer) + 1].conv:
+            x = graph.add("Flatten", graph.add("Transpose", x, perm=CHANNELS_FIRST), axis=1)
+    return graph.add("Add", graph.add("Mul", x, 2), -inputs)
 
 
 @torch.no_grad()
@@ -83,63 +150,51 @@ def to_qonnx(net, batch=1):
     """The net in evaluation mode as a cleaned-up qonnx ModelWrapper.
 
     Its input `images` is float32 batch×3×size×size in [0, 1], its output `logits` float32 batch×classes.
+    batch: 1 for a net with pad=-1, whose windows qonnx takes for one image only.
     """
     from onnx import TensorProto, helper
+    from qonnx.core.datatype import DataType
     from qonnx.core.modelwrapper import ModelWrapper
+    from qonnx.transformation.infer_datatypes import InferDataTypes
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about optional packages that have no part in this
         from qonnx.util.cleanup import cleanup_model
 
-    layers = Folded(net, int8=False).layers
-    graph = _Graph()
-    x = graph.add("Mul", "images", 2)
-    x = graph.add("Add", x, -1)
-    x = graph.quant(x, bits=8, scale=1 / STEPS, narrow=False)
-    for layer, following in zip(layers, layers[1:]):
-        x = graph.product(x, layer)
-        x = graph.add("Mul", x, 2 * layer.inputs)
-        x = graph.add("Add", x, (1 - 2 * layer.threshold).view(1, -1, *[1, 1] * layer.conv))
-        padded = following.conv and any(following.module.padding) and not net.pad
-        x = graph.quant(x, bits=2, scale=1, narrow=True) if padded else graph.bipolar(x)
-        if layer.pool:
-            x = graph.add("MaxPool", x, kernel_shape=[2, 2], strides=[2, 2])
-        if layer.conv and not following.conv:
-            x = graph.add("Flatten", x, axis=1)
-    x = graph.product(x, layers[-1])
-    norm = net.linear_features[-1]  # one step after the other, as the net does: the same rounding
-    x = graph.add("Sub", x, norm.running_mean)
-    x = graph.add("Div", x, (norm.running_var + norm.eps).sqrt())
-    x = graph.add("Mul", x, norm.weight)
-    x = graph.add("Add", x, norm.bias)
-    graph.nodes[-1].output[0] = "logits"
+    graph, layers, size = _Graph(), Folded(net, int8=False).layers, net.topology.size
+    x = _write_padding_minus_1(graph, layers, size) if net.pad else _write_padding_0(graph, layers)
+    graph.logits(x, net.linear_features[-1])
 
-    size = net.topology.size
     images = helper.make_tensor_value_info("images", TensorProto.FLOAT, [batch, 3, size, size])
     logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, [batch, net.classes])
     opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(GENERAL, 1)]
-    proto = helper.make_model(
-        helper.make_graph(graph.nodes, "cnv", [images], [logits], graph.constants), opset_imports=opsets
-    )
-    model = cleanup_model(ModelWrapper(proto))
+    shapes = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in graph.shapes.items()]
+    written = helper.make_graph(graph.nodes, "cnv", [images], [logits], graph.constants, value_info=shapes)
+    model = ModelWrapper(helper.make_model(written, opset_imports=opsets))
+    for name, datatype in graph.datatypes.items():
+        model.set_tensor_datatype(name, DataType[datatype])
+    model = cleanup_model(model).transform(InferDataTypes())
     for tensor, name in ((model.graph.input[0].name, "images"), (model.graph.output[0].name, "logits")):
         model.rename_tensor(tensor, name)
-    return recoded(model) if net.pad else model
+    return model
 
 
 def recoded(model):
-    """A copy in which what is ±1 is one bit, 0 for -1, and convolutions are matrix products: FINN's form of the graph.
+    """A copy for one image in which what is ±1 is one bit, 0 for -1, and convolutions are matrix products, as in FINN.
 
     As in FINN, the padding of a convolution stays 0: on 1-bit activations it now means -1.
     """
     from qonnx.core.datatype import DataType
     from qonnx.core.modelwrapper import ModelWrapper
-    from qonnx.custom_op.registry import getCustomOp
     from qonnx.transformation.bipolar_to_xnor import ConvertBipolarMatMulToXnorPopcount
+    from qonnx.transformation.change_batchsize import ChangeBatchSize
     from qonnx.transformation.infer_datatypes import InferDataTypes
+    from qonnx.transformation.infer_shapes import InferShapes
     from qonnx.transformation.lower_convs_to_matmul import LowerConvsToMatMul
 
     model = ModelWrapper(model.model, make_deepcopy=True)
+    if model.get_tensor_shape("images")[0] > 1:
+        model = model.transform(ChangeBatchSize(1)).transform(InferShapes())
     model = model.transform(InferDataTypes())
     for node in [node for node in model.graph.node if node.op_type in ("BipolarQuant", "Quant")]:
         (output,) = node.output
@@ -149,22 +204,19 @@ def recoded(model):
             model.set_initializer(output, weight)
             model.set_tensor_datatype(output, datatype)
             model.graph.node.remove(node)
-        elif datatype.is_integer():
-            narrow = node.op_type == "Quant" and getCustomOp(node).get_nodeattr("narrow")
-            _replace_by_thresholds(model, node, datatype, narrow)
+        elif datatype in (DataType["BIPOLAR"], DataType["INT2"]):
+            _replace_by_thresholds(model, node, datatype)
     for transformation in (LowerConvsToMatMul(), InferDataTypes(), ConvertBipolarMatMulToXnorPopcount()):
         model = model.transform(transformation)
     return model
 
 
-def _replace_by_thresholds(model, node, datatype, narrow):
-    """Put a MultiThreshold in the place of an activation's quantiser to whole numbers."""
+def _replace_by_thresholds(model, node, datatype):
+    """Put a MultiThreshold in the place of the quantiser of an activation: -1 and +1 (BIPOLAR), or -1, 0 and +1 (INT2)."""
     import numpy as np
     from onnx import helper
 
-    low = datatype.min() + bool(narrow)
-    step = 2 if datatype.get_canonical_name() == "BIPOLAR" else 1
-    levels = np.arange(low, datatype.max() + 1, step, dtype=np.float32)
+    levels = [-1, 1] if datatype.name == "BIPOLAR" else [-1, 0, 1]
     name = f"{node.output[0]}_thresholds"
     thresholds = helper.make_node(
         "MultiThreshold",
@@ -172,9 +224,11 @@ def _replace_by_thresholds(model, node, datatype, narrow):
         list(node.output),
         domain=GENERAL,
         out_dtype=datatype.name,
-        out_scale=float(step),
-        out_bias=float(low),
+        out_scale=float(levels[1] - levels[0]),
+        out_bias=-1.0,
+        data_layout="NCHW" if len(model.get_tensor_shape(node.output[0])) == 4 else "NC",
     )
     model.graph.node.insert(list(model.graph.node).index(node), thresholds)
     model.graph.node.remove(node)
-    model.set_initializer(name, ((levels[1:] + levels[:-1]) / 2)[None])
+    middles = [(low + high) / 2 for low, high in zip(levels, levels[1:])]
+    model.set_initializer(name, np.array([middles], np.float32))

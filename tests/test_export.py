@@ -14,8 +14,10 @@ from made import save_checkpoint, trained_net, write_cifar10
 import checkpoints
 import export_finn
 import tiny_imagenet
-from models import TOPOLOGIES, Topology
+from loader import load
+from models import TOPOLOGIES, Topology, qonnx_graph
 from models.costs import costs, table
+from models.qonnx_graph import recoded
 
 FILE = Path("export_finn/ckpt.t7.cifar10_smaller_11111.qonnx.onnx")
 
@@ -55,23 +57,25 @@ def check_graph(path, topology, batch, classes):
     assert all(output in inferred for node in model.graph.node for output in node.output)
 
     kinds = [node.op_type for node in model.graph.node]
-    layers = len(topology.conv) + len(topology.fc) + 1
-    assert kinds.count("Conv") == len(topology.conv) and kinds.count("MatMul") + kinds.count("Gemm") == len(topology.fc) + 1
-    assert kinds.count("BipolarQuant") == 2 * layers - 1  # each weight, each activation
-    assert kinds.count("Quant") == 1 and kinds.count("MaxPool") == sum(pool for _, pool in topology.conv)
-    assert "Cast" not in kinds
+    layers, convs = len(topology.conv) + len(topology.fc) + 1, len(topology.conv)
+    assert kinds.count("Conv") == convs and kinds.count("MatMul") == len(topology.fc) + 1
+    assert kinds.count("Quant") == 1 + convs - 1  # the images, and what a padded convolution takes
+    assert kinds.count("BipolarQuant") == layers + len(topology.fc) + 1  # the weights, and what a linear layer takes
+    assert kinds.count("MaxPool") == sum(pool for _, pool in topology.conv) and "BatchNormalization" not in kinds
     values = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    weights = [value for value in values.values() if value.ndim in (2, 4) and value.size > 100]
+    weights = [value for value in values.values() if value.ndim in (2, 4) and value.size > 100 and value.shape[0] > 1]
     assert len(weights) == layers and all(np.abs(weight).min() == 1 == np.abs(weight).max() for weight in weights)
-    (quantiser,) = (node for node in model.graph.node if node.op_type == "Quant")
-    assert [float(values[name]) for name in quantiser.input[1:]] == [2**-7, 0, 8]
+    quantisers = [node for node in model.graph.node if node.op_type == "Quant"]
+    settings = [[float(values[name]) for name in node.input[1:]] for node in quantisers]
+    assert settings == [[2**-7, 0, 8]] + [[1, 0, 2]] * (convs - 1)  # scale, zero point, bits
+    adds = [values[node.input[1]] for node in model.graph.node if node.op_type == "Add"][1:-1]
+    assert len(adds) == layers - 1 and all(np.array_equal(add % 2, np.ones_like(add)) for add in adds)  # odd whole numbers
     return {entry.key: entry.value for entry in model.metadata_props}
 
 
-@pytest.mark.parametrize("wsconv", [False, True])
-def test_cifar_file_equals_the_net(tmp_path, call, wsconv):
+def test_cifar_file_equals_the_net(tmp_path, call):
     write_cifar10(tmp_path)
-    source = save_net("cifar10_smaller", wsconv=wsconv)
+    source = save_net("cifar10_smaller", wsconv=True)
     status, out, err = call("--data", ".", "--batch", "2", "--verify", "3", "--report")
     assert status == 0 and err == "", err
     assert "3 of 3 test images predicted alike" in out and float(re.search(r"at most (\S+)", out).group(1)) < 1e-4
@@ -79,7 +83,8 @@ def test_cifar_file_equals_the_net(tmp_path, call, wsconv):
     known = check_graph(FILE, TOPOLOGIES["cifar_smaller"], 2, 10)
     assert known["checkpoint_sha256"] == sha256(source.read_bytes()).hexdigest()
     assert (known["dataset"], known["test_accuracy"]) == ("CIFAR-10", "12.500 %")
-    assert [path.name for path in FILE.parent.iterdir()] == [FILE.name]
+    samples = [FILE.with_suffix(f".{name}.npy").name for name in ("expected_output", "input")]
+    assert sorted(path.name for path in FILE.parent.iterdir()) == [*samples, FILE.name]
 
 
 def test_tiny_imagenet_file_equals_the_net(call, monkeypatch):
@@ -93,26 +98,109 @@ def test_tiny_imagenet_file_equals_the_net(call, monkeypatch):
     check_graph(path, TOPOLOGIES["tiny_imagenet_smaller"], 1, 200)
 
 
-def test_no_file_stays_that_differs_from_the_net(tmp_path, call, monkeypatch):
-    monkeypatch.setitem(TOPOLOGIES, "cifar_smaller", Topology(size=32, conv=((8, True),), fc=(16,)))
+def small_export(tmp_path, monkeypatch, pad=0, conv=((8, False), (16, True), (8, False))):
+    """A checkpoint of a small net whose batch norms rise, fall, and are always on or off. Returns the net."""
+    monkeypatch.setitem(TOPOLOGIES, "cifar_smaller", Topology(size=32, conv=conv, fc=(16, 64)))
     write_cifar10(tmp_path)
-    save_net("cifar10_smaller")
-    plain_copy = export_finn.plain_copy
+    net = checkpoints.build_net("cifar10", False, init=0.3, pad=pad).train()
+    with torch.no_grad():
+        for norm in net.norms()[:-1]:
+            norm.weight.normal_()
+            norm.bias.normal_(0, 0.1)
+            norm.bias[:2] = torch.tensor([1e6, -1e6])  # whatever the sum
+        for _ in range(20):
+            net(torch.rand(16, 3, 32, 32))
+    options = {"dataset": "cifar10", "wsconv": False, "pad": pad}
+    state = {"net": net.state_dict(), "acc": 12.5, "epoch": 1, "rng_state": torch.get_rng_state(), "log": [{"epoch": 1}]}
+    checkpoints.save(checkpoints.path_of("cifar10_smaller", 11111), {**state, "options": options})
+    return net.eval()
 
-    def wrong(net):
-        copy = plain_copy(net)
-        copy.linear_features[-1].bias.data += 0.01
-        return copy
 
+def execute(model, images):
+    from qonnx.core.onnx_exec import execute_onnx
+
+    return np.concatenate([execute_onnx(model, {"images": image[None].numpy()})["logits"] for image in images])
+
+
+@pytest.mark.parametrize("pad", [0, -1])
+def test_file_and_its_recoded_form_equal_brevitas(tmp_path, call, monkeypatch, pad):
+    """Both to the bit; the images and logits beside the file are those of the test set and the net."""
+    from qonnx.core.modelwrapper import ModelWrapper
+
+    net = small_export(tmp_path, monkeypatch, pad)
+    status, out, err = call("--data", ".", "--verify", "4")
+    assert status == 0, err
+    assert [line.split(": ")[1] for line in out.splitlines()[:2]] == ["4 of 4 test images predicted alike, logits differ by at most 0"] * 2
+    images = torch.rand(5, 3, 32, 32)
+    with torch.no_grad():
+        expected = net(images).numpy()
+    assert len(np.unique(expected, axis=0)) > 2 and len(np.unique(expected)) > 9
+    model = ModelWrapper(str(FILE))
+    assert np.array_equal(execute(model, images), expected)
+    later = recoded(model)
+    assert np.array_equal(execute(later, images), expected)
+    kinds = [node.op_type for node in later.graph.node]
+    assert kinds.count("XnorPopcountMatMul") == (3 if pad == 0 else 5) and "Conv" not in kinds and "BipolarQuant" not in kinds
+
+    given, logits = (np.load(FILE.with_suffix(f".{name}.npy")) for name in ("input", "expected_output"))
+    pixels = load("cifar10", ".", train=False)[0][:4].numpy()
+    np.testing.assert_allclose(given, pixels / 255, atol=1e-7)
+    with torch.no_grad():
+        np.testing.assert_allclose(logits, net(torch.from_numpy(given)).numpy(), atol=1e-5)
+
+
+def test_one_bit_activations_before_a_padded_convolution_are_found(tmp_path, call, monkeypatch):
+    """The file as it was once written: right as it is, wrong in FINN, where a padded 0 becomes -1."""
+    small_export(tmp_path, monkeypatch)
+    quant = qonnx_graph._Graph.quant
     with monkeypatch.context() as patch:
-        patch.setattr(export_finn, "plain_copy", wrong)
-        status, _, err = call("--data", ".")
+        patch.setattr(
+            qonnx_graph._Graph, "quant", lambda graph, x, bits, **rest: graph.bipolar(x) if bits == 2 else quant(graph, x, bits, **rest)
+        )
+        status, out, err = call("--data", ".", "--verify", "4")
     assert status == 1 and err.count("\n") == 1
-    assert "is not written: of 6 test images it predicts 6 as the net does, and its logits differ by up to 0.01" in err
+    assert "as it is: 4 of 4 test images predicted alike, logits differ by at most 0\n" in out
+    assert f"{FILE} is not written: as FINN recodes it, against the net, " in err
     assert list(FILE.parent.iterdir()) == []
 
-    assert call("--data", ".", "--verify", "0")[0] == 0 and FILE.is_file()
-    assert "not compared" not in call("--data", ".", "--verify", "2")[1]
+
+def test_padding_0_and_minus_1_are_told_apart(tmp_path, call, monkeypatch):
+    """A net trained with one, exported as with the other: no file."""
+    small_export(tmp_path, monkeypatch, pad=-1)
+    load_net = checkpoints.load_net
+
+    def wrong(path):
+        name, net, state = load_net(path)
+        padded_0 = checkpoints.build_net(name, False)
+        padded_0.load_state_dict(net.state_dict())
+        monkeypatch.setattr(export_finn, "to_qonnx", lambda net, batch: qonnx_graph.to_qonnx(padded_0.eval(), batch))
+        return name, net, state
+
+    monkeypatch.setattr(checkpoints, "load_net", wrong)
+    status, _, err = call("--data", ".", "--verify", "4")
+    assert status == 1 and "is not written: as it is, against the net" in err and err.count("\n") == 1
+
+
+def test_no_file_stays_that_differs_from_the_net(tmp_path, call, monkeypatch):
+    small_export(tmp_path, monkeypatch, conv=((8, True),))
+    to_qonnx = export_finn.to_qonnx
+
+    def wrong(net, batch):
+        copy = checkpoints.build_net("cifar10", False)
+        copy.load_state_dict(net.state_dict())
+        copy.linear_features[-1].bias.data += 0.01
+        return to_qonnx(copy.eval(), batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(export_finn, "to_qonnx", wrong)
+        status, _, err = call("--data", ".")
+    assert status == 1 and err.count("\n") == 1
+    assert "is not written: as it is, against the net, 6 of 6 test images predicted alike, logits differ by at most 0.01" in err
+    assert list(FILE.parent.iterdir()) == []
+
+    assert call("--data", ".", "--verify", "2")[0] == 0 and len(list(FILE.parent.iterdir())) == 3
+    assert "not compared" in call("--data", ".", "--verify", "0")[1]
+    assert [path.name for path in FILE.parent.iterdir()] == [FILE.name]  # without images that belong to another file
 
 
 @pytest.mark.parametrize(
@@ -121,9 +209,13 @@ def test_no_file_stays_that_differs_from_the_net(tmp_path, call, monkeypatch):
         ([], "checkpoint/ckpt.t7.cifar10_smaller_11111.pth is missing"),
         (["--batch", "0"], "argument --batch: 0 is out of range"),
         (["--verify", "-1"], "argument --verify: -1 is out of range"),
+        (["--sess", "padded", "--batch", "2"], "--batch 2: a net with --pad -1 is written for one image at a time"),
     ],
 )
 def test_bad_input(call, words, complaint):
+    net = checkpoints.build_net("cifar10", False, pad=-1)
+    state = {"net": net.state_dict(), "acc": 12.5, "epoch": 1, "options": {"dataset": "cifar10", "wsconv": False, "pad": -1}}
+    checkpoints.save(checkpoints.path_of("padded", 11111), {**state, "log": [{"epoch": 1}]})
     status, _, err = call(*words)
     assert status == 1 and err.count("\n") == 1 and complaint in err
 
@@ -134,7 +226,7 @@ def test_without_the_packages(call, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if "onnx" in name else find_spec(name))
     status, out, err = call("--report")
     assert status == 1 and err.count("\n") == 1
-    assert "needs onnx, onnxoptimizer, onnxscript, qonnx" in err and "pip install -r requirements.txt" in err
+    assert "needs onnx, qonnx" in err and "pip install -r requirements.txt" in err
     assert "total" in out  # the report needs none of them
 
 

@@ -17,12 +17,12 @@ def images_of(topology, count):
     return torch.randint(256, (count, topology.size, topology.size, 3), dtype=torch.uint8).permute(0, 3, 1, 2) / 255
 
 
-def hard_case(topology, wsconv=False):
+def hard_case(topology, wsconv=False, pad=0):
     """A net whose batch norms put many sums exactly on the threshold: means are sums that occur, biases are zero.
 
     Gains of both signs, and zero with biases of both signs and zero.
     """
-    net = CNV(topology, 10, wsconv).eval()
+    net = CNV(topology, 10, wsconv, pad=pad).eval()
     images = images_of(topology, 3)
     hits = []
 
@@ -54,10 +54,10 @@ def logits(net, images):
 
 
 @pytest.mark.parametrize("int8", [True, False])
-@pytest.mark.parametrize("wsconv", [False, True])
+@pytest.mark.parametrize("wsconv,pad", [(False, 0), (True, 0), (False, -1)])
 @pytest.mark.parametrize("name", NETS)
-def test_logits_equal_brevitas(name, wsconv, int8):
-    net, images = hard_case(NETS[name], wsconv)
+def test_logits_equal_brevitas(name, wsconv, pad, int8):
+    net, images = hard_case(NETS[name], wsconv, pad)
     images = torch.cat([images, images_of(NETS[name], 3), torch.rand_like(images)])  # the last: no multiples of 1/255
     assert torch.equal(Folded(net, int8)(images), logits(net, images))
     last_layout = net.to(memory_format=torch.channels_last)

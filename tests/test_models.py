@@ -168,11 +168,29 @@ def test_standardised_layers(compiled):
         layer.train()
         out = forward(x)
         torch.testing.assert_close(out, expected)
-        torch.testing.assert_close(layer.weight.detach(), standardize(latent))  # training replaces them
-        out.sum().backward()  # and the gradient is that of the signs, straight through
+        assert torch.equal(layer.weight, latent)  # nor does training replace them
+        out.sum().backward()  # the gradient is that of the signs, straight through
         signs.requires_grad_()
         (F.conv2d(x, signs, padding=1) if x.ndim == 4 else F.linear(x, signs)).sum().backward()
         torch.testing.assert_close(layer.weight.grad, signs.grad)
+
+
+def test_padding_value_by_hand():
+    """Hidden convolutions pad with -1 where that is wanted, the first one pads the image with 0; in float64 NumPy."""
+    net = CNV(Topology(4, ((5, False), (6, True), (4, False)), (7,)), 10, pad=-1)
+    trained_like(net)
+    given = {}
+    layers = [layer for layer in net.binary_layers() if layer.weight.dim() == 4]
+    for layer in layers:
+        layer.register_forward_hook(lambda layer, inputs, output: given.update({layer: (inputs[0].detach(), output.detach())}))
+    for mode in (net.train(), net.eval()):
+        mode(torch.rand(3, 3, 4, 4))
+        for i, layer in enumerate(layers):
+            x, out = (tensor.double().numpy() for tensor in given[layer])
+            padded = np.pad(x, [(0, 0), (0, 0), (1, 1), (1, 1)], constant_values=-1 if i else 0)
+            windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(2, 3))
+            expected = np.einsum("nchwij,kcij->nkhw", windows, binary(layer.weight.detach().numpy()))
+            np.testing.assert_allclose(out, expected, atol=1e-4)
 
 
 def test_tensor_norm_equals_brevitas():
@@ -251,7 +269,9 @@ def test_softened_weights_by_hand(wsconv):
     (net(torch.rand(6, 3, 2, 2)) * torch.randn(6, 10)).sum().backward()
     for layer, multiply in layers.items():
         x, out = given[layer]
-        latent = layer.weight.detach().numpy()  # standardised, with wsconv, in the pass
+        latent = layer.weight.detach().double().numpy()
+        if wsconv and latent.ndim == 4:
+            latent = latent - latent.mean()  # the scale goes in the next line
         real = (latent / (2 * np.abs(latent).mean())).clip(-1, 1)
         used = torch.from_numpy(0.3 * real + 0.7 * binary(latent)).float().requires_grad_()
         product = multiply(x, used)

@@ -3,6 +3,7 @@
 import csv
 import math
 import os
+import pickle
 import re
 import signal
 import subprocess
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from made import write_cifar10
+from made import trained_net, write_cifar10
 
 import checkpoints
 import train_smaller
@@ -301,6 +302,101 @@ def test_noise_with_weight_standardisation(data, succeed):
     assert printed == pytest.approx(100 * flipped / total, abs=0.0051)  # two decimals
 
 
+def test_one_training_step_with_weight_standardisation_against_numpy(data, succeed, monkeypatch):
+    """Signs of the standardised latents forward, their gradient to the raw latents as it is, and Adam on those: in NumPy."""
+    given, nets, steps = {}, [], []
+    make_optimizer, train_pass = train_smaller.make_optimizer, train_smaller.train_pass
+
+    def watch(net, options):
+        nets.append(net)
+        for layer in net.binary_layers():
+            layer.register_forward_hook(keep)
+        return make_optimizer(net, options)
+
+    def keep(layer, inputs, output):
+        if output.requires_grad:
+            output.retain_grad()
+            given[layer] = inputs[0].detach(), output
+
+    def one_pass(training, batches):
+        before = [layer.weight.detach().double().numpy() for layer in nets[0].binary_layers()]
+        before = [weight.copy() for weight in before]
+        result = train_pass(training, batches)
+        steps.append((before, result[2], given.copy()))
+        return result
+
+    monkeypatch.setattr(train_smaller, "make_optimizer", watch)
+    monkeypatch.setattr(train_smaller, "train_pass", one_pass)
+    succeed(*TRAIN, "--wsconv", "--batch-size", "200", "--epochs", "1", "--no-bf16")  # one batch: one step
+    before, lr, seen = steps[0]
+    means = []
+    for weight, layer in zip(before, nets[0].binary_layers()):
+        x, out = seen[layer]
+        x, gradient = x.double().numpy(), out.grad.double().numpy()
+        standardised = weight
+        if weight.ndim == 4:
+            standardised = (weight - weight.mean()) / (weight.std(ddof=1) + 1e-8) * weight.size**-0.5
+        signs = np.where(standardised >= 0, 1.0, -1.0)
+        if weight.ndim == 4:
+            windows = np.lib.stride_tricks.sliding_window_view(np.pad(x, [(0, 0), (0, 0), (1, 1), (1, 1)]), (3, 3), axis=(2, 3))
+            product, latent_gradient = np.einsum("nchwij,kcij->nkhw", windows, signs), np.einsum("nchwij,nkhw->kcij", windows, gradient)
+        else:
+            product, latent_gradient = x @ signs.T, gradient.T @ x
+        np.testing.assert_allclose(out.detach().numpy(), product, atol=1e-3)
+        g = latent_gradient
+        expected = weight - lr * g / (np.abs(g) + 1e-8)  # Adam's first step: m and v are g and g², debiased
+        sure = np.abs(g) > 1e-5 * np.abs(g).max()  # the sign of a smaller one is rounding
+        now = layer.weight.detach().numpy()
+        assert sure.mean() > 0.9
+        np.testing.assert_allclose(now[sure], expected[sure], atol=lr / 100)
+        means.append(abs(now.mean()) / now.std())
+        assert now.std() > 0.02  # of ±0.05, far from numel^(-1/2) where it is large
+    assert max(means) > 1e-4  # not standardised
+
+
+def test_weight_standardisation_is_chosen_in_evaluation(data, succeed, complain):
+    """As in the original, whatever the net was trained with; the line says so. A packed net has no latent weights for it."""
+    net = trained_net("cifar10", wsconv=True)
+    for layer in net.binary_layers()[:2]:
+        layer.weight.data.add_(0.4)  # which weight standardisation takes away
+    images, _ = load("cifar10", ".", train=False)
+    predicted = {}
+    for wsconv in (False, True):
+        other = CNV(TOPOLOGIES["cifar_smaller"], 10).eval()
+        other.load_state_dict(net.state_dict())
+        for layer in other.binary_layers():
+            layer.weight.data.sub_(layer.weight.mean() if wsconv and layer.weight.dim() == 4 else 0)
+        predicted[wsconv] = other(images / 255).argmax(1)
+    test_batch = Path("cifar-10-batches-py/test_batch")
+    entry = {**pickle.loads(test_batch.read_bytes()), "labels": predicted[False].tolist()}
+    test_batch.write_bytes(pickle.dumps(entry, protocol=2))
+    accuracy = {wsconv: 100 * (its == predicted[False]).double().mean().item() for wsconv, its in predicted.items()}
+    assert accuracy[True] < 100 and len(predicted[False].unique()) > 1
+    for sess, trained in (("plain", False), ("cifar10_smaller_wsconv", True)):
+        state = {"net": net.state_dict(), "acc": 10.0, "epoch": 1, "rng_state": torch.get_rng_state(), "log": [{"epoch": 1}]}
+        checkpoints.save(checkpoints.path_of(sess, 11111), {**state, "options": {"dataset": "cifar10", "wsconv": trained}})
+        for words, wsconv in (([], trained), (["--wsconv"], True), (["--no-wsconv"], False)):
+            lines = succeed("--data", ".", "--sess", sess, *words)
+            assert lines[-1] == f"Avg. acc.: {accuracy[wsconv]:.3f}%"
+            said = re.search(r"(with|without) weight standardisation \(trained (with|without)\)", lines[-3])
+            assert bool(said) == (wsconv != trained)
+            assert not said or said.groups() == (("with", "without") if wsconv else ("without", "with"))
+    path = checkpoints.path_of("plain", 11111)
+    _, loaded, state = checkpoints.load_net(path)
+    torch.save(checkpoints.pack(loaded, state | {"options": {"dataset": "cifar10", "wsconv": False}}, b""), checkpoints.packed_path_of("plain", 11111))
+    path.unlink()
+    assert "it holds signs only" in complain("--data", ".", "--sess", "plain", "--wsconv")
+    assert succeed("--data", ".", "--sess", "plain", "--no-wsconv")[-1] == f"Avg. acc.: {accuracy[False]:.3f}%"
+
+
+def test_padding_is_stored(data, succeed, complain):
+    succeed(*TRAIN, "--epochs", "1", "--pad", "-1")
+    state = torch.load(CHECKPOINT, weights_only=True)
+    assert state["options"]["pad"] == -1 and checkpoints.load_net(CHECKPOINT)[1].pad == -1
+    assert succeed("--data", ".")[-1] == f"Avg. acc.: {state['acc']:.3f}%" == succeed("--data", ".", "--no-fold")[-1]
+    assert "trained with pad -1, not 0" in complain(*TRAIN, "--resume", "--pad", "0")
+
+
 def test_two_processes(root, data, succeed, complain):
     launch = ("-m", "torch.distributed.run", "--nproc_per_node=2")
     process = in_a_process(root, *TRAIN, more=SPY, launch=launch, OMP_NUM_THREADS="1")
@@ -374,7 +470,8 @@ def test_an_originals_name_says_what_it_is(data):
         ("--sess list", "holds no 'net'"),
         ("--sess other", "does not fit the net for CIFAR-10: conv_features.1.weight is (16, 3, 3, 3) in the file"),
         ("--sess good --dataset cifar100", "trained with dataset cifar10, not cifar100"),
-        ("--sess good --wsconv", "trained with wsconv False, not True"),
+        ("--sess old_wsconv --train --resume", "is from when weight standardisation replaced the latent weights"),
+        ("--train --pad 1", "argument --pad: invalid choice: 1"),
         ("--sess good --train --resume --lr 0.5", "trained with lr 0.01, not 0.5"),
         ("--sess good --mem_fault repaired_s --faulty_bit 7", "cannot repair bit 7"),
         ("--sess good --mem_fault broken", "mem_fault 'broken' is unknown"),
@@ -385,6 +482,7 @@ def test_bad_input_gets_one_line(data, complain, words, complaint):
     options = {"dataset": "cifar10", "wsconv": False, "lr": 0.01, "processes": 1}
     state = {"net": net.state_dict(), "acc": 10.0, "epoch": 1, "options": options, "log": [{}]}
     checkpoints.save(checkpoints.path_of("good", 11111), state)
+    checkpoints.save(checkpoints.path_of("old_wsconv", 11111), {**state, "options": {**options, "wsconv": True}})
     whole = checkpoints.path_of("good", 11111).read_bytes()
     checkpoints.path_of("cut", 11111).write_bytes(whole[:100000])
     torch.save([1, 2], checkpoints.path_of("list", 11111))
@@ -426,8 +524,7 @@ def test_reference_recipe_and_overrides(monkeypatch):
     assert (reference["lr"], reference["amsgrad"], reference["batch_size"]) == (0.02, True, 2048)
     assert (reference["duplicate"], reference["epochs"], reference["init"]) == (10, 600, 1.0)
     assert options("--recipe", "reference", "--dataset", "tiny_imagenet")["duplicate"] == 3
-    standardised = options("--wsconv")
-    assert standardised["wsconv"] and standardised["lr"] < options("--no-wsconv")["lr"]
+    assert options("--wsconv") == {**options("--no-wsconv"), "wsconv": True}  # no recipe of its own
     assert options("--recipe", "reference", "--wsconv") == {**reference, "wsconv": True}
     assert options("--dataset", "tiny_imagenet")["soften"] and options("--dataset", "tiny_imagenet")["cycles"] == 2
     assert options("--dataset", "tiny_imagenet", "--schedule", "step")["cycles"] == 1

@@ -77,19 +77,27 @@ def test_shares_and_sizes_of_the_faults():
                 assert found.std() == pytest.approx(0.5 * unit, rel=0.1) and abs(found.mean()) < 0.1 * unit
 
 
-def test_flips_after_weight_standardisation():
-    net = small_net(wsconv=True)
-    for layer in net.binary_layers():
-        layer.weight.data.add_(0.05)
-    standardised = small_net(wsconv=True)
-    standardised.load_state_dict(net.state_dict())
-    signs = [layer.quant_weight().value.detach() for layer in standardised.binary_layers()]
-    with TrainingFaults(net, 0.1, 0.0, seed=5).at(0):
-        for layer, sign in zip(net.binary_layers(), signs):
-            share = (layer.quant_weight().value != sign).float().mean().item()
-            assert 0.02 < share < 0.2
-    for layer, its in zip(net.binary_layers(), standardised.binary_layers()):
-        assert torch.equal(layer.weight, its.weight)  # which quant_weight() above has standardised
+@pytest.mark.parametrize("noise", [0.0, 0.5])
+def test_faults_with_weight_standardisation(noise):
+    """Noise comes before it, flips after it: the signs in a step by NumPy, from the noise and flips of a net without it."""
+    plain, net = small_net(), small_net(wsconv=True)
+    for one, other in zip(plain.binary_layers(), net.binary_layers()):
+        one.weight.data.add_(0.05)  # a mean that standardisation takes away
+        other.weight.data.copy_(one.weight)
+    before = latents(net)
+    with TrainingFaults(plain, 0.0, noise, seed=5).at(2):
+        noisy = [weight.double().numpy() for weight in latents(plain)]
+    with TrainingFaults(plain, 0.1, 0.0, seed=5).at(2):
+        flips = [(torch.sign(now) != torch.sign(was)).numpy() for now, was in zip(latents(plain), before)]
+    with TrainingFaults(net, 0.1, noise, seed=5).at(2):
+        found = [layer.quant_weight().value.detach().numpy() for layer in net.binary_layers()]
+        net(torch.rand(4, 3, 8, 8)).sum().backward()
+    for i, (signs, weight, flip) in enumerate(zip(found, noisy, flips)):
+        centre = weight.mean() if i < 2 else 0  # the convolutions alone are standardised
+        assert np.array_equal(signs, np.where((weight >= centre) ^ flip, 1, -1))
+        assert flip.mean() > 0.05
+    assert all(map(torch.equal, latents(net), before))
+    assert all(layer.weight.grad is not None for layer in net.binary_layers())
 
 
 def test_a_bit_for_each_batch(tmp_path):

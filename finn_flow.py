@@ -1,0 +1,283 @@
+#!/usr/bin/env python3
+"""Run FINN's own build steps on an exported file, and execute what comes out of each on test images.
+
+    ./run.sh finn                    # CIFAR-10: exports the net, makes the environment .venv-finn, and runs this
+    ./run.sh finn tiny_imagenet
+    .venv-finn/bin/python finn_flow.py export_finn/ckpt.t7.cifar10_smaller_11111.qonnx.onnx
+
+The steps are those of FINN's builder up to the C++ and Verilog sources of the layers and the estimates of resources: all
+that need no vendor tools. Prints a row for each step, then what the layers are estimated to cost, and writes both, with
+FINN's own reports and models, to export_finn/….finn/. The images and the net's logits on them are those that export_finn.py
+left beside the file.
+"""
+
+import contextlib
+import copy
+import enum
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import json
+import logging
+import os
+import sys
+import time
+import types
+import warnings
+from collections import Counter
+from pathlib import Path
+
+from cli import Parser, UserError, run, within
+
+IMAGES = 4  # on which the model is executed after each step
+PART = "xczu7ev-ffvc1156-2-e"  # FPGA; decides which layers FINN can build in which way
+PERIOD = 10.0  # ns, of the clock
+FPS = 100  # images/s for which FINN folds the layers
+WIDTH = 36  # bits of a weight stream at the most: FINN's default
+TOLERANCE = 1e-4  # of logits
+
+ENVIRONMENT = "run it by ./run.sh finn, which makes the environment .venv-finn"
+UNUSED = ("torch", "brevitas", "pandas", "sklearn", "scipy", "mip", "matplotlib", "networkx", "onnx_passes")
+
+
+class _Absent(types.ModuleType):
+    """Stands in for a package that FINN's modules import and these steps never call."""
+
+    __path__ = []
+
+    def __getattr__(self, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return type(name, (), {})
+
+
+class _AbsentFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    def __init__(self, names):
+        self.names = names
+
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in self.names:
+            return importlib.machinery.ModuleSpec(name, self, is_package=True)
+
+    def create_module(self, spec):
+        return _Absent(spec.name)
+
+    def exec_module(self, module):
+        if module.__name__ == "mip":  # in the default of an option of the builder
+            module.SearchEmphasis = enum.Enum("SearchEmphasis", ["DEFAULT", "FEASIBILITY", "OPTIMALITY"])
+
+
+def load_builder(folder):
+    """FINN's modules of build steps and of their configuration. folder: where FINN puts its sources."""
+    if importlib.util.find_spec("finn") is None:
+        raise UserError(f"FINN is not installed here: {ENVIRONMENT}")
+    sys.meta_path.append(_AbsentFinder([name for name in UNUSED if importlib.util.find_spec(name) is None]))
+    folder.mkdir(parents=True, exist_ok=True)
+    os.environ["FINN_BUILD_DIR"] = str(folder.absolute())
+    from finn.util.settings import initialize_dummy_settings
+
+    initialize_dummy_settings()
+    import finn.xsi
+
+    for name in finn.xsi._LAZY_NAMES:  # parts of a simulator that it would look for in Vivado as soon as they are imported
+        setattr(finn.xsi, name, type(name, (), {}))
+    import finn.builder.build_dataflow_config as config
+    import finn.builder.build_dataflow_steps as steps
+
+    logging.getLogger().setLevel(logging.WARNING)
+    return steps, config
+
+
+def executable(model):
+    """A copy in which a layer that FINN has chosen an implementation for (X_hls, X_rtl) is X again.
+
+    X is FINN's Python description of the layer, from which the other two take shapes, number types, weights and
+    thresholds. They themselves run in a simulator only.
+    """
+    from qonnx.core.modelwrapper import ModelWrapper
+    from qonnx.custom_op.registry import getCustomOp
+
+    general = "finn.custom_op.fpgadataflow"
+    model = ModelWrapper(copy.deepcopy(model.model))
+    for node in model.graph.node:
+        style = node.domain.removeprefix(f"{general}.")
+        if style in ("hls", "rtl"):
+            node.domain, node.op_type = general, node.op_type.removesuffix(f"_{style}")
+            known = getCustomOp(node).get_nodeattr_types()
+            for attribute in [attribute for attribute in node.attribute if attribute.name not in known]:
+                node.attribute.remove(attribute)
+    return model
+
+
+def execute(model, parent, images, folder):
+    """Logits N×classes. parent: the graph around the model once FINN has cut it out, else None."""
+    import numpy as np
+    from finn.util.execution import execute_parent
+    from qonnx.core.onnx_exec import execute_onnx
+
+    if parent is None:
+        name_in, name_out = model.graph.input[0].name, model.graph.output[0].name
+        found = [execute_onnx(model, {name_in: image[None]})[name_out] for image in images]
+    else:
+        child = folder / "executed.onnx"
+        executable(model).save(str(child))
+        found = [execute_parent(str(parent), str(child), image[None]) for image in images]
+    return np.concatenate([logits.reshape(1, -1) for logits in found])
+
+
+def keep_one_bit_weights(model):
+    """Undo for weights of ±1 that FINN's bit width minimisation stores them in 2 bits, where the inputs have more than one."""
+    import numpy as np
+    from qonnx.core.datatype import DataType
+    from qonnx.custom_op.registry import getCustomOp
+
+    for node in model.graph.node:
+        if node.op_type.startswith("MVAU") and not getCustomOp(node).get_nodeattr("binaryXnorMode"):
+            if np.array_equal(np.unique(model.get_initializer(node.input[1])), [-1, 1]):
+                getCustomOp(node).set_nodeattr("weightDataType", "BIPOLAR")
+                model.set_tensor_datatype(node.input[1], DataType["BIPOLAR"])
+    return model
+
+
+def counts(model):
+    return ", ".join(f"{number} {kind}" for kind, number in sorted(Counter(node.op_type for node in model.graph.node).items()))
+
+
+def flow(model, images, expected, args, folder):
+    """Apply the steps. Yields (step, seconds, counts of layers, images alike, largest difference of a logit).
+
+    After the last one, the folder `report` holds FINN's estimates, and final.onnx the model.
+    """
+    import numpy as np
+
+    with quiet(folder):
+        steps, config = load_builder(folder / "sources")
+    given = {"folding_config_file": args.folding} if args.folding else {"target_fps": args.fps}
+    settings = config.DataflowBuildConfig(
+        output_dir=str(folder.absolute()),
+        synth_clk_period_ns=args.period,
+        fpga_part=args.part,
+        mvau_wwidth_max=args.width,
+        generate_outputs=[config.DataflowOutputType.ESTIMATE_REPORTS],
+        save_intermediate_models=True,
+        **given,
+    )
+    parent = None
+    for name in ["as exported", *config.estimate_only_dataflow_steps, "step_hw_codegen"]:
+        if sys.stdout.isatty():
+            print(f"{name} …", end="\r", flush=True)
+        start = time.monotonic()
+        with quiet(folder):
+            try:
+                if name != "as exported":
+                    model = steps.build_dataflow_step_lookup[name](model, settings)
+                if args.one_bit_weights and name.startswith("step_minimize"):
+                    model = keep_one_bit_weights(model)
+                if name == "step_create_dataflow_partition":
+                    parent = folder / "intermediate_models" / "dataflow_parent.onnx"
+                seconds = time.monotonic() - start
+                logits = execute(model, parent, images, folder)
+            except Exception as error:  # FINN raises all kinds, AssertionError foremost
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                raise UserError(f"{name} failed: {reason} ({folder / 'finn.log'} has what FINN printed)") from None
+        alike = int((logits.argmax(1) == expected.argmax(1)).sum())
+        yield name, seconds, counts(model), alike, float(np.abs(logits - expected).max())
+    model.save(str(folder / "final.onnx"))
+    (folder / "executed.onnx").unlink()
+
+
+@contextlib.contextmanager
+def quiet(folder):
+    """What is printed inside goes to finn.log in the folder."""
+    with open(folder / "finn.log", "a", encoding="utf-8") as log, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+            yield
+
+
+def layer_rows(folder):
+    """FINN's estimates: a row for each layer that costs LUTs, memories or DSPs, and the sums."""
+    from qonnx.core.modelwrapper import ModelWrapper
+    from qonnx.custom_op.registry import getCustomOp
+
+    resources, cycles = (json.loads((folder / "report" / f"estimate_layer_{kind}.json").read_text()) for kind in ("resources", "cycles"))
+    rows = []
+    for node in ModelWrapper(str(folder / "final.onnx")).graph.node:
+        cost, layer = resources.get(node.name, {}), getCustomOp(node)
+        names = ("inputDataType", "weightDataType", "accDataType", "SIMD", "PE", "MW", "MH")
+        known = [layer.get_nodeattr(name) if name in layer.get_nodeattr_types() else "" for name in names]
+        rows.append((node.name, *known, cycles.get(node.name, ""), *(round(cost.get(key, 0)) for key in ("LUT", "BRAM_18K", "DSP"))))
+    total = resources["total"]
+    rows.append(("total", *[""] * 7, max(cycles.values()), *(round(total[key]) for key in ("LUT", "BRAM_18K", "DSP"))))
+    return rows
+
+
+def markdown(head, rows, left):
+    """A table; its first `left` columns are text."""
+    lines = ["| " + " | ".join(map(str, row)) + " |" for row in (head, *rows)]
+    lines.insert(1, "|" + "|".join(["---"] * left + ["--:"] * (len(head) - left)) + "|")
+    return "\n".join(lines)
+
+
+def parse():
+    parser = Parser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("file", type=Path, help="what export_finn.py has written: export_finn/….qonnx.onnx")
+    parser.add_argument("--images", type=within(int, 1), default=IMAGES, help="to execute it on, default %(default)s")
+    parser.add_argument("--part", default=PART, help="FPGA, default %(default)s")
+    parser.add_argument("--period", type=within(float, 0, open_low=True), default=PERIOD, help="of the clock, ns, default %(default)s")
+    parser.add_argument("--fps", type=within(int, 1), default=FPS, help="images/s to fold the layers for, default %(default)s")
+    parser.add_argument("--width", type=within(int, 1), default=WIDTH, help="bits of a weight stream at the most, default %(default)s")
+    parser.add_argument("--folding", type=Path, help="FINN's JSON file of SIMD and PE for each layer, instead of --fps")
+    parser.add_argument(
+        "--one_bit_weights",
+        action="store_true",
+        help="store weights of ±1 in 1 bit where FINN's bit width minimisation makes it 2",
+    )
+    return parser.parse_args()
+
+
+def read_samples(file, number):
+    """The images and the net's logits that lie beside an exported file."""
+    import numpy as np
+
+    found = []
+    for kind in ("input", "expected_output"):
+        path = file.with_suffix(f".{kind}.npy")
+        if not path.is_file():
+            raise UserError(f"{path} is missing: export the net once more, without --verify 0")
+        found.append(np.load(path)[:number])
+    return found
+
+
+def main():
+    args = parse()
+    for path in filter(None, (args.file, args.folding)):
+        if not path.is_file():
+            raise UserError(f"{path} is missing: {'export_finn.py writes it' if path == args.file else 'name a file of FINN'}")
+    if importlib.util.find_spec("qonnx") is None:
+        raise UserError(f"qonnx is not installed here: {ENVIRONMENT}")
+    from qonnx.core.modelwrapper import ModelWrapper
+
+    images, expected = read_samples(args.file, args.images)
+    folder = args.file.with_suffix(".finn")
+    folder.mkdir(exist_ok=True)
+    (folder / "finn.log").unlink(missing_ok=True)
+    model = ModelWrapper(str(args.file))
+    if model.get_tensor_shape(model.graph.input[0].name)[0] != 1:
+        raise UserError(f"{args.file} takes several images at once, and FINN takes one: export it with --batch 1")
+    print(f"{args.file}: {len(images)} images after each step; {args.part}, {args.period:g} ns, {args.folding or f'{args.fps} images/s'}")
+    rows = []
+    for name, seconds, layers, alike, difference in flow(model, images, expected, args, folder):
+        rows.append((name, layers, f"{alike} of {len(images)}", f"{difference:.1e}", f"{seconds:.0f}"))
+        print(f"{name}: {seconds:.0f} s; {alike} of {len(images)} images predicted alike, logits differ by at most {difference:.1e}")
+        if alike < len(images) or not difference <= TOLERANCE:
+            raise UserError(f"after {name} the model no longer computes what the net does")
+    head = ("layer", "inputs", "weights", "sums", "SIMD", "PE", "inputs of a neuron", "neurons", "cycles", "LUT", "BRAM_18K", "DSP")
+    costs = markdown(head, layer_rows(folder), 4)
+    steps = markdown(("step", "layers", "images alike", "largest difference of a logit", "seconds"), rows, 2)
+    (folder / "steps.md").write_text(f"{steps}\n\n{costs}\n", encoding="utf-8")
+    print(f"\n{costs}\n\n{folder}: steps.md, final.onnx, finn.log, report/, sources/")
+
+
+if __name__ == "__main__":
+    run(main)
