@@ -5,10 +5,10 @@
     ./run.sh finn tiny_imagenet
     .venv-finn/bin/python finn_flow.py export_finn/ckpt.t7.cifar10_smaller_11111.qonnx.onnx
 
-The steps are those of FINN's builder up to the C++ and Verilog sources of the layers and the estimates of resources: all
-that need no vendor tools. Prints a row for each step, then what the layers are estimated to cost, and writes both, with
-FINN's own reports and models, to export_finn/….finn/. The images and the net's logits on them are those that export_finn.py
-left beside the file.
+The steps are those of FINN's builder up to the estimates of resources and, with --sources, the C++ and Verilog sources of
+the layers: all that need no vendor tools. Prints a row for each step, then what each layer is estimated to cost, and writes
+both, with FINN's own reports, to export_finn/….finn/. The images and the net's logits on them are those that
+export_finn.py left beside the file.
 """
 
 import contextlib
@@ -69,8 +69,6 @@ class _AbsentFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 def load_builder(folder):
     """FINN's modules of build steps and of their configuration. folder: where FINN puts its sources."""
-    if importlib.util.find_spec("finn") is None:
-        raise UserError(f"FINN is not installed here: {ENVIRONMENT}")
     sys.meta_path.append(_AbsentFinder([name for name in UNUSED if importlib.util.find_spec(name) is None]))
     folder.mkdir(parents=True, exist_ok=True)
     os.environ["FINN_BUILD_DIR"] = str(folder.absolute())
@@ -163,7 +161,8 @@ def flow(model, images, expected, args, folder):
         **given,
     )
     parent = None
-    for name in ["as exported", *config.estimate_only_dataflow_steps, "step_hw_codegen"]:
+    sources = ["step_hw_codegen"] if args.sources else []
+    for name in ["as exported", *config.estimate_only_dataflow_steps, *sources]:
         if sys.stdout.isatty():
             print(f"{name} …", end="\r", flush=True)
         start = time.monotonic()
@@ -233,6 +232,7 @@ def parse():
         action="store_true",
         help="store weights of ±1 in 1 bit where FINN's bit width minimisation makes it 2",
     )
+    parser.add_argument("--sources", action="store_true", help="also write the layers' C++ and Verilog sources: minutes")
     return parser.parse_args()
 
 
@@ -258,13 +258,18 @@ def main():
         raise UserError(f"qonnx is not installed here: {ENVIRONMENT}")
     from qonnx.core.modelwrapper import ModelWrapper
 
+    try:
+        model = ModelWrapper(str(args.file))
+    except Exception as error:  # of protobuf's making
+        raise UserError(f"{args.file} is no ONNX file ({error})") from None
     images, expected = read_samples(args.file, args.images)
+    if model.get_tensor_shape(model.graph.input[0].name)[0] != 1:
+        raise UserError(f"{args.file} takes several images at once, and FINN takes one: export it with --batch 1")
+    if importlib.util.find_spec("finn") is None:
+        raise UserError(f"FINN is not installed here: {ENVIRONMENT}")
     folder = args.file.with_suffix(".finn")
     folder.mkdir(exist_ok=True)
     (folder / "finn.log").unlink(missing_ok=True)
-    model = ModelWrapper(str(args.file))
-    if model.get_tensor_shape(model.graph.input[0].name)[0] != 1:
-        raise UserError(f"{args.file} takes several images at once, and FINN takes one: export it with --batch 1")
     print(f"{args.file}: {len(images)} images after each step; {args.part}, {args.period:g} ns, {args.folding or f'{args.fps} images/s'}")
     rows = []
     for name, seconds, layers, alike, difference in flow(model, images, expected, args, folder):
@@ -276,7 +281,7 @@ def main():
     costs = markdown(head, layer_rows(folder), 4)
     steps = markdown(("step", "layers", "images alike", "largest difference of a logit", "seconds"), rows, 2)
     (folder / "steps.md").write_text(f"{steps}\n\n{costs}\n", encoding="utf-8")
-    print(f"\n{costs}\n\n{folder}: steps.md, final.onnx, finn.log, report/, sources/")
+    print(f"\n{costs}\n\n{folder}: steps.md, final.onnx, finn.log, report/{', sources/' * args.sources}")
 
 
 if __name__ == "__main__":
