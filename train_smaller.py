@@ -278,7 +278,7 @@ def resumed_options(path, saved, args, processes):
             f"{path} is from when weight standardisation replaced the latent weights: it can be evaluated, not resumed; "
             "--pretrained starts from its signs"
         )
-    saved = {**for_dataset(OLDER, saved["dataset"]), **saved}
+    saved = saved | {name: value for name, value in for_dataset(OLDER, saved["dataset"]).items() if name not in saved}
     given = {name: getattr(args, name, None) for name in saved} | {"processes": processes}
     for name, value in given.items():
         if value is not None and value != saved[name]:

@@ -269,6 +269,29 @@ def parse_tables(text):
     return found
 
 
+def test_weight_standardisation_is_chosen_for_a_sweep(ready, call):
+    """A net trained without it, swept with it: the figures of the same latents less their mean, in a folder of their own."""
+    checkpoint = torch.load(checkpoints.path_of("cifar10_smaller", 11111))
+    for key, weight in checkpoint["net"].items():
+        if weight.dim() == 4:
+            weight += 0.2
+    checkpoints.save(checkpoints.path_of("cifar10_smaller", 11111), checkpoint)
+    for key, weight in checkpoint["net"].items():
+        if weight.dim() == 4:
+            weight -= weight.mean()
+    checkpoints.save(checkpoints.path_of("centred", 11111), checkpoint)
+    few = "--data . --bits 6 --repair --rate --sigma --flip 0.02 --runs 2".split()
+    status, out, err = call("--sess", "cifar10_smaller", "cifar10_smaller_wsconv", "centred", *few)
+    assert status == 0, err
+    status, out, err = call("--sess", "cifar10_smaller", "cifar10_smaller_wsconv", "--wsconv", *few)
+    assert status == 0, err
+    names = ["centred_11111", "cifar10_smaller_11111", "cifar10_smaller_tested_with_wsconv_11111", "cifar10_smaller_wsconv_11111"]
+    assert sorted(path.name for path in Path("results").iterdir() if path.name != "fitted") == names
+    centred, plain, other, _ = (csv_rows(Path("results") / name) for name in names)
+    assert {row["sess"] for row in other} == {"cifar10_smaller_tested_with_wsconv"}
+    assert [row["loss"] for row in other] == [row["loss"] for row in centred] != [row["loss"] for row in plain]
+
+
 def test_tables_parse_back_to_the_figures_of_the_csv(ready, call):
     call("--sess", "cifar10_smaller", "cifar10_smaller_wsconv", *FEW)
     rows = csv_rows()
