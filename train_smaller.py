@@ -572,6 +572,8 @@ def train(args, processes):
 
 def test(args, processes):
     """Evaluate the checkpoint once under one fault setting; under weight noise, NOISE_RUNS times."""
+    if args.pad is not None:
+        raise UserError("--pad is for --train: a checkpoint says how its net pads")
     path = checkpoints.find(args.sess, args.seed)
     name, net, state = checkpoints.load_net(path, args.dataset, args.wsconv)
     if "signs" in state:
@@ -598,10 +600,10 @@ def test(args, processes):
     batches = EvalBatches(processes.share(faulty), processes.share(labels), processes.device)
     net.to(processes.device, memory_format=torch.channels_last if args.channels_last else torch.contiguous_format)
     which = f"{len(labels)} {'held-out' if holdout else 'test'} images"
-    if net.wsconv != checkpoints.trained_as(path, state)["wsconv"]:
-        with_it, without = "with weight standardisation", "without"
-        now, then = (with_it, without) if net.wsconv else (f"{without} weight standardisation", "with")
-        which = f"{now} (trained {then}), {which}"
+    trained = checkpoints.trained_as(path, state)["wsconv"]
+    if net.wsconv != trained:
+        words = ("without", "with")
+        which = f"{words[net.wsconv]} weight standardisation (trained {words[trained]}), {which}"
     processes.print(f"{path} (epoch {state['epoch']}), {DATASETS[name].title}, {which}: {fault}")
 
     tester = Folded(net) if args.fold else net

@@ -14,9 +14,10 @@ class TrainingFaults:
     """Faults of the weights in training: fresh ones in every forward pass, gone before the optimiser's step.
 
     flip: probability that a binary weight has the other sign, below 1. noise: standard deviation of Gaussian noise on the
-    latent weights, in units of each layer's root mean square weight. With weight standardisation noise comes before it and
-    flips after it, as in evaluation. The gradient is that at the faulty weights; it goes to the latent weights as they were. What a step draws depends on (seed, step) alone. For that to cost little,
-    the faults of a step are a window, somewhere in a store of normal numbers, or of sign bits, that is drawn once.
+    latent weights, in units of each layer's root mean square weight. With weight standardisation noise comes before it
+    and flips after it, as in evaluation. The gradient is that at the faulty weights; it goes to the latent weights as they
+    were. What a step draws depends on (seed, step) alone. For speed, each step reads a random window of one store of normal
+    numbers, or of sign bits, that is drawn once.
     """
 
     SHIFTS = 1 << 20  # places at which the window may begin

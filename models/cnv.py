@@ -102,7 +102,7 @@ class CNV(nn.Module):
         """Latent weights become -init and +init, with the signs of a net's binary weights; it may be this one.
 
         net: of the same topology, with or without weight standardisation, in evaluation mode.
-        With weight standardisation too: the mean of such a layer lies between -init and init.
+        Weight standardisation takes the layer's mean off, which lies between them, so the signs stay.
         """
         for layer, trained in zip(self.binary_layers(), net.binary_layers(), strict=True):
             layer.weight.copy_(torch.where(trained.quant_weight().value < 0, -init, init))

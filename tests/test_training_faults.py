@@ -87,8 +87,8 @@ def test_faults_with_weight_standardisation(noise):
     before = latents(net)
     with TrainingFaults(plain, 0.0, noise, seed=5).at(2):
         noisy = [weight.double().numpy() for weight in latents(plain)]
-    with TrainingFaults(plain, 0.1, 0.0, seed=5).at(2):
-        flips = [(torch.sign(now) != torch.sign(was)).numpy() for now, was in zip(latents(plain), before)]
+    with TrainingFaults(plain, 0.1, noise, seed=5).at(2):
+        flips = [np.signbit(now.numpy()) != np.signbit(was) for now, was in zip(latents(plain), noisy)]
     with TrainingFaults(net, 0.1, noise, seed=5).at(2):
         found = [layer.quant_weight().value.detach().numpy() for layer in net.binary_layers()]
         net(torch.rand(4, 3, 8, 8)).sum().backward()
