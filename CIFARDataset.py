@@ -29,13 +29,13 @@ NEIGHBOR_OFFSET = -1  # repaired_n takes the bit at FAULTY_BIT + NEIGHBOR_OFFSET
 class _ArrayUnpickler(pickle.Unpickler):
     """Builds what NumPy arrays need and nothing else, so that a batch file cannot run code."""
 
-    ALLOWED = {
+    ALLOWED = (
         ("numpy", "ndarray"),
         ("numpy", "dtype"),
         ("_codecs", "encode"),
         *((f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
         *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
-    }
+    )
 
     def find_class(self, module, name):
         if (module, name) not in self.ALLOWED:
@@ -101,7 +101,9 @@ class CIFAR10(datasets.CIFAR10):
             mem_fault,
             FAULTY_BIT if faulty_bit is None else faulty_bit,
             NEIGHBOR_OFFSET if neighbor_offset is None else neighbor_offset,
-            lambda repair, bit: fits.fitted(repair, bit, type(self).__name__.lower(), lambda: to_tensor(type(self)(root).data)),
+            lambda repair, bit: fits.fitted(
+                repair, bit, type(self).__name__.lower(), lambda: to_tensor(type(self)(root).data)
+            ),
         )
         self.folder = Path(root) / self.base_folder
         if download:
@@ -125,7 +127,8 @@ class CIFAR10(datasets.CIFAR10):
         except (OSError, RuntimeError) as error:
             raise UserError(
                 f"{self._missing()[0]} is missing and {self.url} cannot be fetched ({error}): "
-                f"put {self.filename} into {self.root}, or its files into {self.folder} (./run.sh demo needs no download)"
+                f"put {self.filename} into {self.root}, or its files into {self.folder} "
+                "(./run.sh demo needs no download)"
             ) from None
 
     def _open(self, name, md5):
@@ -149,7 +152,9 @@ class CIFAR10(datasets.CIFAR10):
         if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072:
             raise UserError(f"{path}: malformed, 'data' is no uint8 array of rows of 3072 values")
         if not isinstance(labels, list) or len(labels) != len(data) or not len(data):
-            raise UserError(f"{path}: malformed, '{self.label_key}' is no list of one label for each of {len(data)} rows")
+            raise UserError(
+                f"{path}: malformed, '{self.label_key}' is no list of one label for each of {len(data)} rows"
+            )
         if not all(isinstance(label, int) and 0 <= label < len(self.classes) for label in labels):
             raise UserError(f"{path}: malformed, a label is no whole number from 0 to {len(self.classes) - 1}")
         return data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels

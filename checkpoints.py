@@ -126,7 +126,9 @@ def load(path):
     for key in ("net", "acc", "epoch"):
         if not isinstance(state, dict) or key not in state:
             raise UserError(f"{path} is no checkpoint of this project: it holds no '{key}'")
-    if not isinstance(state["net"], dict) or not all(isinstance(value, torch.Tensor) for value in state["net"].values()):
+    if not isinstance(state["net"], dict) or not all(
+        isinstance(value, torch.Tensor) for value in state["net"].values()
+    ):
         raise UserError(f"{path} is no checkpoint of this project: its 'net' is no state dict")
     try:
         state["net"] |= _unpack(state.get("signs", {}))
@@ -158,7 +160,7 @@ def restore_net(path, state, dataset, wsconv, pad=0):
 
 
 def restart_net(path, dataset, wsconv, init, pad=0):
-    """A net with the binary weights and statistics of a checkpoint (packed or not), its latent weights at -init and +init.
+    """A net with the signs and statistics of a checkpoint (packed or not), its latent weights at -init and +init.
 
     Where `pad` is what the checkpoint was trained with, it computes as that net does.
     """
@@ -169,7 +171,7 @@ def restart_net(path, dataset, wsconv, init, pad=0):
 
 
 def trained_as(path, state):
-    """The data set, weight standardisation and padding of a checkpoint's training: a dict; an original's name says them."""
+    """A dict with at least dataset, wsconv and pad of a checkpoint's training; an original's are in its name."""
     if "options" in state:
         return {"pad": 0, **state["options"]}  # older ones had no choice of padding
     sess = path.name.removeprefix("ckpt.t7.")

@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
 """Export a checkpoint for FINN, as QONNX, and check the file against the net.
 
-    python export_finn.py --sess cifar10_smaller --seed 11111    # -> export_finn/ckpt.t7.cifar10_smaller_11111.qonnx.onnx
-    python export_finn.py --report                               # also print what each layer costs in hardware
+    python export_finn.py --sess cifar10_smaller    # -> export_finn/ckpt.t7.cifar10_smaller_11111.qonnx.onnx
+    python export_finn.py --report                  # also print what each layer costs in hardware
 
 The file takes float32 images in [0, 1]; their 8-bit quantiser is in it. It is run on test images twice: as it is, and
-recoded as FINN recodes it (models/qonnx_graph.py). Both must give the net's logits, or no file is written. The images and
-the net's logits lie beside it as `….input.npy` and `….expected_output.npy`, the names by which FINN asks for them.
+recoded as FINN recodes it (models/qonnx_graph.py). Both must give the net's logits, or no file is written. The images
+and the net's logits lie beside it as `….input.npy` and `….expected_output.npy`, the names by which FINN asks for them.
 """
 
+import functools
 import importlib.util
 import os
 from hashlib import sha256
@@ -63,7 +64,11 @@ def compare(model, images, expected, title):
     found = execute(model, images, title)
     alike = (found.argmax(1) == expected.argmax(1)).sum().item()
     difference = (found - expected).abs().max().item()
-    return alike, difference, f"{alike} of {len(images)} test images predicted alike, logits differ by at most {difference:.2g}"
+    return (
+        alike,
+        difference,
+        f"{alike} of {len(images)} test images predicted alike, logits differ by at most {difference:.2g}",
+    )
 
 
 def verify(path, source, images, expected, target):
@@ -86,14 +91,15 @@ def export(sess, seed, data, batch=BATCH, number=VERIFY):
     source = checkpoints.find(sess, seed)
     dataset, net, state = checkpoints.load_net(source)
     path = Path(FOLDER) / f"{checkpoints.path_of(sess, seed).stem}.qonnx.onnx"
-    samples = [path.with_suffix(f".{name}.npy") for name in ("input", "expected_output")]
     metadata = {
         "checkpoint": source.name,
         "checkpoint_sha256": sha256(source.read_bytes()).hexdigest(),
         "dataset": DATASETS[dataset].title,
     }
     options = state.get("options", {})
-    if not options.get("holdout") and options.get("mem_fault", "baseline") == "baseline":  # else `acc` is of other images
+    if (
+        not options.get("holdout") and options.get("mem_fault", "baseline") == "baseline"
+    ):  # else `acc` is of other images
         metadata["test_accuracy"] = f"{float(state['acc']):.3f} %"
     if net.pad and batch > 1:
         raise UserError(f"--batch {batch}: a net with --pad -1 is written for one image at a time")
@@ -101,6 +107,7 @@ def export(sess, seed, data, batch=BATCH, number=VERIFY):
     onnx.helper.set_model_props(model.model, metadata)  # not qonnx's own: it puts them into the graph, where few look
     path.parent.mkdir(exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
+    images = expected = None
     try:
         model.save(str(partial))
         if number:
@@ -111,12 +118,14 @@ def export(sess, seed, data, batch=BATCH, number=VERIFY):
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
-    for file, values in zip(samples, (images, expected) if number else (None, None)):
+    for name, values in {"input": images, "expected_output": expected}.items():
+        sample = path.with_suffix(f".{name}.npy")
         if number:
-            write_whole(file, lambda stream: np.save(stream, values.numpy()))
+            write_whole(sample, functools.partial(np.save, arr=values.numpy()))
         else:
-            file.unlink(missing_ok=True)
-    print(f"{path}: {path.stat().st_size / 2**20:.0f} MiB, batch size {batch}{'' if number else ', not compared with the net'}")
+            sample.unlink(missing_ok=True)
+    compared = "" if number else ", not compared with the net"
+    print(f"{path}: {path.stat().st_size / 2**20:.0f} MiB, batch size {batch}{compared}")
 
 
 def main():

@@ -7,8 +7,9 @@ on what the broken bit reads. To add one, write a function (images, bit) -> imag
 """
 
 import functools
+from collections.abc import Callable
 from contextlib import contextmanager
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -150,7 +151,9 @@ def _from_neighbors(images, bit):
     neighbors = sum_of_neighbors(torch.ones_like(zeros[..., :1, :, :]))
     estimate = zeros + step // 2
     for _ in range(NEIGHBOR_PASSES):
-        above = sum_of_neighbors(estimate) - neighbors * zeros  # the mean's distance to the lower candidate, times neighbors
+        above = (
+            sum_of_neighbors(estimate) - neighbors * zeros
+        )  # the mean's distance to the lower candidate, times neighbors
         estimate = zeros + (2 * above > neighbors * step) * step
     return estimate.to(torch.uint8)
 
@@ -213,7 +216,9 @@ REPAIRS = {
     "constant_0": Repair(constant_0, "0", Cost(0, 0, 0, 0)),
     "constant_1": Repair(constant_1, "1", Cost(0, 0, 0, 0)),
     "midpoint": Repair(midpoint, "the value halfway between the two candidates", Cost(1, 0, 0, 0)),
-    "table": Repair(look_up, "what the other seven bits say, by a table from training images", Cost(0, 0, 0, 128), fit_table),
+    "table": Repair(
+        look_up, "what the other seven bits say, by a table from training images", Cost(0, 0, 0, 128), fit_table
+    ),
     "left": Repair(from_left, "the candidate nearer to the left neighbour", Cost(1, 1, 0, 0)),
     "median": Repair(from_median_predictor, "the candidate nearer to JPEG-LS' prediction", Cost(3, 3, 1, 0)),
     "neighbors": Repair(
@@ -222,8 +227,12 @@ REPAIRS = {
         Cost(9 * NEIGHBOR_PASSES, NEIGHBOR_PASSES, 2 * NEIGHBOR_PASSES, 0),
     ),
     "variation": Repair(from_total_variation, "the candidates of least total variation", None),
-    "learned": Repair(from_predictor, "what a small net says that learned from clean training images", None, fit_predictor),
-    "learned_mean": Repair(mean_of_predictor, "the mean of the candidates, weighted by how likely that net finds them", None, fit_predictor),
+    "learned": Repair(
+        from_predictor, "what a small net says that learned from clean training images", None, fit_predictor
+    ),
+    "learned_mean": Repair(
+        mean_of_predictor, "the mean of the candidates, weighted by how likely that net finds them", None, fit_predictor
+    ),
 }
 
 
@@ -255,7 +264,9 @@ class Fault(NamedTuple):
             raise UserError(f"faulty_bit {bit} is outside a pixel's bits 0 (LSB) to {MSB} (MSB)")
         if mem_fault == "repaired_n":
             if neighbor_offset == 0:
-                raise ImpossibleRepair("neighbor_offset 0 would repair the broken bit with itself: -1 is the next lower bit")
+                raise ImpossibleRepair(
+                    "neighbor_offset 0 would repair the broken bit with itself: -1 is the next lower bit"
+                )
             if not 0 <= bit + neighbor_offset <= MSB:
                 raise ImpossibleRepair(
                     f"neighbor_offset {neighbor_offset:+d} from faulty_bit {bit} is bit {bit + neighbor_offset}, "

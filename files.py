@@ -1,5 +1,6 @@
 """Files that are there whole or not at all."""
 
+import contextlib
 import os
 
 from cli import UserError
@@ -18,7 +19,5 @@ def write_whole(path, put):
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror})") from None
     finally:
-        try:
+        with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
-        except OSError:
-            pass

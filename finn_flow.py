@@ -5,10 +5,10 @@
     ./run.sh finn tiny_imagenet
     .venv-finn/bin/python finn_flow.py export_finn/ckpt.t7.cifar10_smaller_11111.qonnx.onnx
 
-The steps are those of FINN's builder up to the estimates of resources and, with --sources, the C++ and Verilog sources of
-the layers: all that need no vendor tools. Prints a row for each step, then what each layer is estimated to cost, and writes
-both, with FINN's own reports, to export_finn/….finn/. The images and the net's logits on them are those that
-export_finn.py left beside the file.
+The steps are those of FINN's builder up to the estimates of resources and, with --sources, the C++ and Verilog sources
+of the layers: all that need no vendor tools. Prints a line for each step, then what each layer is estimated to cost,
+and writes both, with FINN's own reports, to export_finn/….finn/. The images and the net's logits on them are those
+that export_finn.py left beside the file.
 """
 
 import contextlib
@@ -43,7 +43,7 @@ UNUSED = ("torch", "brevitas", "pandas", "sklearn", "scipy", "mip", "matplotlib"
 class _Absent(types.ModuleType):
     """Stands in for a package that FINN's modules import and these steps never call."""
 
-    __path__ = []
+    __path__ = ()  # makes it a package, of which other parts can be imported
 
     def __getattr__(self, name):
         if name.startswith("__"):
@@ -77,7 +77,9 @@ def load_builder(folder):
     initialize_dummy_settings()
     import finn.xsi
 
-    for name in finn.xsi._LAZY_NAMES:  # parts of a simulator that it would look for in Vivado as soon as they are imported
+    for (
+        name
+    ) in finn.xsi._LAZY_NAMES:  # parts of a simulator that it would look for in Vivado as soon as they are imported
         setattr(finn.xsi, name, type(name, (), {}))
     import finn.builder.build_dataflow_config as config
     import finn.builder.build_dataflow_steps as steps
@@ -124,21 +126,24 @@ def execute(model, parent, images, folder):
 
 
 def keep_one_bit_weights(model):
-    """Undo for weights of ±1 that FINN's bit width minimisation stores them in 2 bits, where the inputs have more than one."""
+    """Store weights of ±1 in 1 bit again, where FINN's bit width minimisation has made it 2."""
     import numpy as np
     from qonnx.core.datatype import DataType
     from qonnx.custom_op.registry import getCustomOp
 
     for node in model.graph.node:
-        if node.op_type.startswith("MVAU") and not getCustomOp(node).get_nodeattr("binaryXnorMode"):
-            if np.array_equal(np.unique(model.get_initializer(node.input[1])), [-1, 1]):
-                getCustomOp(node).set_nodeattr("weightDataType", "BIPOLAR")
-                model.set_tensor_datatype(node.input[1], DataType["BIPOLAR"])
+        if not node.op_type.startswith("MVAU") or getCustomOp(node).get_nodeattr("binaryXnorMode"):
+            continue
+        if np.array_equal(np.unique(model.get_initializer(node.input[1])), [-1, 1]):
+            getCustomOp(node).set_nodeattr("weightDataType", "BIPOLAR")
+            model.set_tensor_datatype(node.input[1], DataType["BIPOLAR"])
     return model
 
 
 def counts(model):
-    return ", ".join(f"{number} {kind}" for kind, number in sorted(Counter(node.op_type for node in model.graph.node).items()))
+    return ", ".join(
+        f"{number} {kind}" for kind, number in sorted(Counter(node.op_type for node in model.graph.node).items())
+    )
 
 
 def flow(model, images, expected, args, folder):
@@ -199,13 +204,22 @@ def layer_rows(folder):
     from qonnx.core.modelwrapper import ModelWrapper
     from qonnx.custom_op.registry import getCustomOp
 
-    resources, cycles = (json.loads((folder / "report" / f"estimate_layer_{kind}.json").read_text()) for kind in ("resources", "cycles"))
+    resources, cycles = (
+        json.loads((folder / "report" / f"estimate_layer_{kind}.json").read_text()) for kind in ("resources", "cycles")
+    )
     rows = []
     for node in ModelWrapper(str(folder / "final.onnx")).graph.node:
         cost, layer = resources.get(node.name, {}), getCustomOp(node)
         names = ("inputDataType", "weightDataType", "accDataType", "SIMD", "PE", "MW", "MH")
         known = [layer.get_nodeattr(name) if name in layer.get_nodeattr_types() else "" for name in names]
-        rows.append((node.name, *known, cycles.get(node.name, ""), *(round(cost.get(key, 0)) for key in ("LUT", "BRAM_18K", "DSP"))))
+        rows.append(
+            (
+                node.name,
+                *known,
+                cycles.get(node.name, ""),
+                *(round(cost.get(key, 0)) for key in ("LUT", "BRAM_18K", "DSP")),
+            )
+        )
     total = resources["total"]
     rows.append(("total", *[""] * 7, max(cycles.values()), *(round(total[key]) for key in ("LUT", "BRAM_18K", "DSP"))))
     return rows
@@ -223,16 +237,24 @@ def parse():
     parser.add_argument("file", type=Path, help="what export_finn.py has written: export_finn/….qonnx.onnx")
     parser.add_argument("--images", type=within(int, 1), default=IMAGES, help="to execute it on, default %(default)s")
     parser.add_argument("--part", default=PART, help="FPGA, default %(default)s")
-    parser.add_argument("--period", type=within(float, 0, open_low=True), default=PERIOD, help="of the clock, ns, default %(default)s")
-    parser.add_argument("--fps", type=within(int, 1), default=FPS, help="images/s to fold the layers for, default %(default)s")
-    parser.add_argument("--width", type=within(int, 1), default=WIDTH, help="bits of a weight stream at the most, default %(default)s")
+    parser.add_argument(
+        "--period", type=within(float, 0, open_low=True), default=PERIOD, help="of the clock, ns, default %(default)s"
+    )
+    parser.add_argument(
+        "--fps", type=within(int, 1), default=FPS, help="images/s to fold the layers for, default %(default)s"
+    )
+    parser.add_argument(
+        "--width", type=within(int, 1), default=WIDTH, help="bits of a weight stream at the most, default %(default)s"
+    )
     parser.add_argument("--folding", type=Path, help="FINN's JSON file of SIMD and PE for each layer, instead of --fps")
     parser.add_argument(
         "--one_bit_weights",
         action="store_true",
         help="store weights of ±1 in 1 bit where FINN's bit width minimisation makes it 2",
     )
-    parser.add_argument("--sources", action="store_true", help="also write the layers' C++ and Verilog sources: minutes")
+    parser.add_argument(
+        "--sources", action="store_true", help="also write the layers' C++ and Verilog sources: minutes"
+    )
     return parser.parse_args()
 
 
@@ -253,7 +275,9 @@ def main():
     args = parse()
     for path in filter(None, (args.file, args.folding)):
         if not path.is_file():
-            raise UserError(f"{path} is missing: {'export_finn.py writes it' if path == args.file else 'name a file of FINN'}")
+            raise UserError(
+                f"{path} is missing: {'export_finn.py writes it' if path == args.file else 'name a file of FINN'}"
+            )
     if importlib.util.find_spec("qonnx") is None:
         raise UserError(f"qonnx is not installed here: {ENVIRONMENT}")
     from qonnx.core.modelwrapper import ModelWrapper
@@ -270,14 +294,29 @@ def main():
     folder = args.file.with_suffix(".finn")
     folder.mkdir(exist_ok=True)
     (folder / "finn.log").unlink(missing_ok=True)
-    print(f"{args.file}: {len(images)} images after each step; {args.part}, {args.period:g} ns, {args.folding or f'{args.fps} images/s'}")
+    folded_for = args.folding or f"{args.fps} images/s"
+    print(f"{args.file}: {len(images)} images after each step; {args.part}, {args.period:g} ns, {folded_for}")
     rows = []
     for name, seconds, layers, alike, difference in flow(model, images, expected, args, folder):
-        rows.append((name, layers, f"{alike} of {len(images)}", f"{difference:.1e}", f"{seconds:.0f}"))
-        print(f"{name}: {seconds:.0f} s; {alike} of {len(images)} images predicted alike, logits differ by at most {difference:.1e}")
+        found = f"{alike} of {len(images)}"
+        rows.append((name, layers, found, f"{difference:.1e}", f"{seconds:.0f}"))
+        print(f"{name}: {seconds:.0f} s; {found} images predicted alike, logits differ by at most {difference:.1e}")
         if alike < len(images) or not difference <= TOLERANCE:
             raise UserError(f"after {name} the model no longer computes what the net does")
-    head = ("layer", "inputs", "weights", "sums", "SIMD", "PE", "inputs of a neuron", "neurons", "cycles", "LUT", "BRAM_18K", "DSP")
+    head = (
+        "layer",
+        "inputs",
+        "weights",
+        "sums",
+        "SIMD",
+        "PE",
+        "inputs of a neuron",
+        "neurons",
+        "cycles",
+        "LUT",
+        "BRAM_18K",
+        "DSP",
+    )
     costs = markdown(head, layer_rows(folder), 4)
     steps = markdown(("step", "layers", "images alike", "largest difference of a logit", "seconds"), rows, 2)
     (folder / "steps.md").write_text(f"{steps}\n\n{costs}\n", encoding="utf-8")

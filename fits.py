@@ -30,4 +30,6 @@ def fitted(repair, bit, dataset, training_images):
     try:
         return torch.load(path, weights_only=True)
     except Exception as error:  # torch raises half a dozen kinds
-        raise UserError(f"{path} cannot be read ({str(error).splitlines()[0]}): delete it, and it is made anew") from None
+        raise UserError(
+            f"{path} cannot be read ({str(error).splitlines()[0]}): delete it, and it is made anew"
+        ) from None

@@ -4,8 +4,9 @@ Images are uint8 tensors N×3×H×W in channels_last order: whole pixels lie tog
 flipping are one gather of pixels.
 """
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -89,7 +90,7 @@ class EvalBatches:
 
 
 class TrainBatches:
-    """epoch(n) iterates over one pass: every image `duplicate` times, shuffled, cropped, flipped, with fault and repair.
+    """epoch(n) iterates over one pass: each image `duplicate` times, shuffled, cropped, flipped, with fault and repair.
 
     Yields (float32 images in [0, 1], labels) on `device`. The set itself lies there too, as uint8. With
     `world` processes each of them draws the same pass, and process `rank` gets its share of every batch of

@@ -33,7 +33,8 @@ def describe(path, state, score, about):
         f"file      {path.name}\n"
         f"sha256    {sha256(path.read_bytes()).hexdigest()}\n"
         f"data set  {DATASETS[options['dataset']].title}\n"
-        f"accuracy  {score.top1:.3f} % top-1, {score.top5:.3f} % top-5 on {score.n} test images, after epoch {state['epoch']}\n"
+        f"accuracy  {score.top1:.3f} % top-1, {score.top5:.3f} % top-5 on {score.n} test images, "
+        f"after epoch {state['epoch']}\n"
         f"recipe    {' '.join(f'{key}={value}' for key, value in options.items())}\n"
         f"about     {about}\n"
         f"packed from a checkpoint whose sha256 begins with {state['packed_from']}\n"
@@ -45,7 +46,9 @@ def pack(sess, seed, data, about):
     source, path = checkpoints.path_of(sess, seed), checkpoints.packed_path_of(sess, seed)
     dataset, net, state = checkpoints.load_net(source)
     if "options" not in state:
-        raise UserError(f"{source} is an original checkpoint, which does not say how it was trained: it cannot be packed")
+        raise UserError(
+            f"{source} is an original checkpoint, which does not say how it was trained: it cannot be packed"
+        )
     batches = EvalBatches(*load(dataset, data, False), torch.device("cpu"))
     score = evaluate(Folded(net), batches)
     packed = checkpoints.pack(net, state, source.read_bytes())

@@ -7,6 +7,7 @@
 sweep.py does so at its end, and adds a picture of test images, clean, faulty and repaired.
 """
 
+import functools
 from itertools import cycle
 from pathlib import Path
 
@@ -27,7 +28,21 @@ from tables import BASELINE
 PICTURES = 2  # test images in images.png
 DPI = 200  # of the PNGs
 # lines differ in marker and dash, and their colours in lightness, so that they can be told apart in grey
-COLORS = ["#000000", "#c8501e", "#2a6fb0", "#e3a418", "#1b7f5c", "#9a4fa8", "#7a7a7a", "#8c1d2f", "#58b4e0", "#b0a070", "#d95f9d", "#4b5d16", "#7fd0b0"]
+COLORS = [
+    "#000000",
+    "#c8501e",
+    "#2a6fb0",
+    "#e3a418",
+    "#1b7f5c",
+    "#9a4fa8",
+    "#7a7a7a",
+    "#8c1d2f",
+    "#58b4e0",
+    "#b0a070",
+    "#d95f9d",
+    "#4b5d16",
+    "#7fd0b0",
+]
 MARKERS = ["o", "s", "^", "v", "D", "P", "X", "<", ">", "*", "h", "p", "d"]
 DASHES = ["-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1))]
 STYLE = {
@@ -87,7 +102,9 @@ def draw_ladder(name, summaries):
 def _draw_bits(name, summaries, shown):
     figure, (axes,) = _panels(name, ["broken bit (7: MSB)"])
     _level(axes, BASELINE, summaries, {"color": "#555555"}, "no fault")
-    lines = [(label, [cell for cell in cells if cell]) for label, _, (_, *cells) in tables.layout(summaries)["bits"].rows]
+    lines = [
+        (label, [cell for cell in cells if cell]) for label, _, (_, *cells) in tables.layout(summaries)["bits"].rows
+    ]
     for (label, cells), style in zip([line for line in lines if shown(line[1][0])], _styles()):
         _draw(axes, cells, summaries, lambda cell: cell.bit, style, label)
     axes.set_xticks(sorted({cell.bit for cell in summaries if cell.bit is not None}))
@@ -103,7 +120,9 @@ def draw_nets(sessions):
     across = min(3, len(kinds))
     down = -(-len(kinds) // across)
     size = (7.2, 1.2 + 2.1 * down)
-    figure, grid = plt.subplots(down, across, figsize=size, layout="constrained", sharex=True, sharey=True, squeeze=False)
+    figure, grid = plt.subplots(
+        down, across, figsize=size, layout="constrained", sharex=True, sharey=True, squeeze=False
+    )
     for axes in grid.flat[len(kinds) :]:
         axes.axis("off")
     for axes, (label, cells) in zip(grid.flat, kinds):
@@ -125,18 +144,27 @@ def common(sessions):
     return {
         cell: figures
         for cell, figures in first.items()
-        if cell.level == 1 and cell.bit is not None and cell.repair != "repaired_n" and all(cell in its for its in others)
+        if cell.level == 1
+        and cell.bit is not None
+        and cell.repair != "repaired_n"
+        and all(cell in its for its in others)
     }
 
 
 def draw_rates(name, summaries):
-    """Accuracy against the share of a plane's bits that are broken: a line for each bit, dotted its repair by the MSB."""
+    """Accuracy against the share of a plane's bits that are broken: one line per bit; dotted: its repair by the MSB."""
     figure, (axes,) = _panels(name, ["share of the plane's bits broken, reading at random"])
     _level(axes, BASELINE, summaries, {"color": "#555555"}, "no fault")
     for (label, _, cells), style in zip(tables.layout(summaries)["rates"].rows, _styles()):
         cells = [cell for cell in cells if cell not in (None, BASELINE)]
         _draw(axes, cells, summaries, lambda cell: cell.level, style, label)
-        _level(axes, cells[0]._replace(repair="repaired_s", source=7, level=1.0), summaries, style, f"{label} repaired by the MSB")
+        _level(
+            axes,
+            cells[0]._replace(repair="repaired_s", source=7, level=1.0),
+            summaries,
+            style,
+            f"{label} repaired by the MSB",
+        )
     axes.set_xscale("log")
     figure.legend(loc="outside right upper")
     return figure
@@ -162,7 +190,8 @@ def draw_flips(sessions):
         for fault, by in (("flips", "bit errors"), ("noise_relative", "relative noise"), ("noise", "absolute noise")):
             cells = [cell for cell in summaries if cell.fault == fault]
             if cells:
-                _draw(axes, cells, summaries, lambda cell: 100 * summaries[cell].flipped, next(styles), f"{name}, {by}")
+                flipped = {cell: 100 * summaries[cell].flipped for cell in cells}
+                _draw(axes, cells, summaries, flipped.get, next(styles), f"{name}, {by}")
     axes.set_xscale("log")
     axes.legend()
     return figure
@@ -182,7 +211,16 @@ def draw_images(images, seed, neighbor_offset, shown, fitted=None):
     for axes, title in zip(grid[0], ["clean", *(f"bit {bit}" for bit in bits)]):
         axes.set_title(title)
     for row, axes in enumerate(grid[:, 0]):
-        axes.text(-0.1, 0.5, faults[row % len(faults)], rotation=90, va="center", ha="right", fontsize="small", transform=axes.transAxes)
+        axes.text(
+            -0.1,
+            0.5,
+            faults[row % len(faults)],
+            rotation=90,
+            va="center",
+            ha="right",
+            fontsize="small",
+            transform=axes.transAxes,
+        )
     for axes, image in zip(grid[:: len(faults), 0], images):
         axes.imshow(image.permute(1, 2, 0).numpy())
     for first, name in enumerate(faults):
@@ -201,9 +239,8 @@ def draw_images(images, seed, neighbor_offset, shown, fitted=None):
 def save(figure, path):
     """The figure as path.png and path.svg."""
     for kind, metadata in (("png", {}), ("svg", {"Date": None})):
-        write_whole(
-            path.with_name(f"{path.name}.{kind}"), lambda file: figure.savefig(file, dpi=DPI, format=kind, metadata=metadata)
-        )
+        put = functools.partial(figure.savefig, dpi=DPI, format=kind, metadata=metadata)
+        write_whole(path.with_name(f"{path.name}.{kind}"), put)
     plt.close(figure)
 
 
@@ -213,7 +250,11 @@ def write(folder, sessions):
     name, own = next(iter(sessions.items()))
     found = tables.layout(own)
     with matplotlib.rc_context(STYLE):
-        for kind, table, draw in (("bits", "bits", draw_bits), ("ladder", "bits", draw_ladder), ("rates", "rates", draw_rates)):
+        for kind, table, draw in (
+            ("bits", "bits", draw_bits),
+            ("ladder", "bits", draw_ladder),
+            ("rates", "rates", draw_rates),
+        ):
             if table in found:
                 save(draw(name, own), folder / kind)
         for kind, draw in (("noise", draw_noise), ("flips", draw_flips)):
@@ -224,7 +265,7 @@ def write(folder, sessions):
 
 
 def write_pictures(folder, images, seed, rows, fitted):
-    """images.png and images.svg of the first test images (uint8 N×3×H×W) under the repairs of some rows, each of the bits it has there."""
+    """Write images.png and images.svg: the first test images (uint8 N×3×H×W) under the repairs and bits of rows."""
     shown = {(row["repair"], row["bit"]) for row in rows if row["bit"] is not None}
     with matplotlib.rc_context(STYLE):
         save(draw_images(images[:PICTURES], seed, CIFARDataset.NEIGHBOR_OFFSET, shown, fitted), folder / "images")

@@ -29,13 +29,17 @@ class Predictor(nn.Sequential):
         widths = (9, *[WIDTH] * (len(DILATIONS) - 1), 3)
         layers = []
         for number, dilation in enumerate(DILATIONS):
-            layers.append(nn.Conv2d(*widths[number : number + 2], 3, padding=dilation, dilation=dilation, padding_mode="replicate"))
+            layers.append(
+                nn.Conv2d(
+                    *widths[number : number + 2], 3, padding=dilation, dilation=dilation, padding_mode="replicate"
+                )
+            )
             layers.append(nn.ReLU())
         super().__init__(*layers[:-1])
 
 
 def look(zeros, step):
-    """What the net sees of lower candidates (uint8 N×3×H×W): float32 N×9×H×W, N×3×H×W of it ±1, the candidates chosen."""
+    """The net's inputs from lower candidates (uint8 N×3×H×W): float32 N×9×H×W; the last 3 are ±1, the one chosen."""
     chosen = least_variation(zeros, step)
     estimate = zeros + chosen.to(torch.uint8) * step
     return torch.cat([zeros.float() / 128 - 1, estimate.float() / 128 - 1, 2 * chosen.float() - 1], 1)
@@ -72,10 +76,15 @@ def fit_predictor(images, bit):
 
 @torch.inference_mode()
 def predict(zeros, bit, state):
-    """How likely each broken bit was 1: float32 N×3×H×W, 0 to 1. zeros: the lower candidates, uint8; state: from fit_predictor."""
+    """Probability that each broken bit was 1: float32 N×3×H×W.
+
+    zeros: the lower candidates, uint8 N×3×H×W. state: from fit_predictor.
+    """
     with torch.device("meta"):  # draws no random numbers
         net = Predictor()
     net.load_state_dict(state, assign=True)
     net.to(zeros.device, memory_format=torch.channels_last)
     parts = zeros.contiguous().split(CHUNK)
-    return torch.cat([net(look(part, 1 << bit).contiguous(memory_format=torch.channels_last)).sigmoid() for part in parts])
+    return torch.cat(
+        [net(look(part, 1 << bit).contiguous(memory_format=torch.channels_last)).sigmoid() for part in parts]
+    )

@@ -12,7 +12,6 @@ from tqdm import tqdm
 from cli import UserError
 from evaluate import to_score
 
-
 PATIENCE = timedelta(days=1)  # with which processes wait for the others: one may have the slower share
 
 

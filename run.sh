@@ -5,7 +5,7 @@
 #   ./run.sh demo             a small synthetic set: no download, a few minutes
 #   ./run.sh tiny_imagenet    Tiny-ImageNet, after python trans.py
 #   ./run.sh cifar100
-#   ./run.sh test             the tests
+#   ./run.sh test             the tests; ./run.sh check: the style
 #   ./run.sh finn             export the CIFAR-10 net and run FINN's build steps on it, without vendor tools
 #   ./run.sh finn tiny_imagenet
 #   TRAIN=0 ./run.sh          no training; WSCONV=1 and SWEEP=0 can be given in this way, too
@@ -84,6 +84,11 @@ wsconv=--no-wsconv
 dataset=${1:-cifar10}
 [ $# -gt 0 ] && shift
 case $dataset in
+check)
+    setup
+    .venv/bin/ruff check .
+    exec .venv/bin/ruff format --check .
+    ;;
 test)
     setup
     exec .venv/bin/python -m pytest "$@" tests
@@ -102,7 +107,7 @@ finn)
     done
     exit
     ;;
-*) is_dataset "$dataset" || fail "'$dataset' is unknown: demo, cifar10, cifar100, tiny_imagenet, test or finn" ;;
+*) is_dataset "$dataset" || fail "'$dataset' is unknown: demo, cifar10, cifar100, tiny_imagenet, test, check or finn" ;;
 esac
 for word in "$@"; do
     [ "$word" != any ] && [ "$word" != --faulty_bit=any ] ||

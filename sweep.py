@@ -38,7 +38,7 @@ DATA = "data"  # folder in which all data sets lie
 RESULTS = "results"
 
 BITS = [7, 6, 5, 4, 3, 2, 1, 0]  # broken ones; 7 is the MSB
-# those that hardware can do as the pixels come, without the offline ones; repaired_n: by each of the bits 6 to 0; repaired_s: by bit 7
+# those that hardware can do as the pixels come, not the offline ones; repaired_n: by each of the bits 6 to 0
 REPAIR = [name for name, row in REPAIRS.items() if row.cost]
 RATE = [1e-4, 1e-3, 1e-2, 0.1, 0.3, 1]  # shares of a plane's bits that are broken, for the bits in RATE_BITS; 1: all
 RATE_BITS = [7, 6, 5]
@@ -56,29 +56,41 @@ def listed(values):
 def parse():
     parser = Parser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--sess", nargs="+", default=SESS, help=f"checkpoint names, default {listed(SESS)}")
-    parser.add_argument("--seed", nargs="+", type=within(int, 0, 2**62), default=SEED, help=f"theirs, default {listed(SEED)}")
+    parser.add_argument(
+        "--seed", nargs="+", type=within(int, 0, 2**62), default=SEED, help=f"theirs, default {listed(SEED)}"
+    )
     parser.add_argument("--data", default=DATA, help="folder in which all data sets lie, default %(default)s")
     parser.add_argument(
         "--wsconv",
         action=BooleanOptionalAction,
-        help="evaluate with weight standardisation or without; default: as trained. Other results: <sess>_tested_with[out]_wsconv",
+        help="evaluate with weight standardisation or without, default as trained",
     )
     parser.add_argument("--results", default=RESULTS, help="folder to write into, default %(default)s")
-    parser.add_argument("--replace", action="store_true", help="results of another checkpoint are moved to <folder>.old")
+    parser.add_argument(
+        "--replace", action="store_true", help="results of another checkpoint are moved to <folder>.old"
+    )
 
     bit, share = within(int, 0, MSB), within(float, 0, 1)
     group = parser.add_argument_group("what to measure (an option without a value: nothing of that kind)")
     group.add_argument("--bits", nargs="*", type=bit, default=BITS, help=f"broken bits, default {listed(BITS)}")
     group.add_argument("--repair", nargs="*", choices=REPAIRS, default=REPAIR, help=f"default {listed(REPAIR)}")
-    group.add_argument("--rate", nargs="*", type=share, default=RATE, help=f"shares of a plane broken, default {listed(RATE)}")
-    group.add_argument("--rate_bits", nargs="*", type=bit, default=RATE_BITS, help=f"of the rates, default {listed(RATE_BITS)}")
-    group.add_argument("--sigma", nargs="*", type=within(float, 0), default=SIGMA, help=f"of weight noise, default {listed(SIGMA)}")
+    group.add_argument(
+        "--rate", nargs="*", type=share, default=RATE, help=f"shares of a plane broken, default {listed(RATE)}"
+    )
+    group.add_argument(
+        "--rate_bits", nargs="*", type=bit, default=RATE_BITS, help=f"of the rates, default {listed(RATE_BITS)}"
+    )
+    group.add_argument(
+        "--sigma", nargs="*", type=within(float, 0), default=SIGMA, help=f"of weight noise, default {listed(SIGMA)}"
+    )
     group.add_argument("--flip", nargs="*", type=share, default=FLIP, help=f"of weights, default {listed(FLIP)}")
     group.add_argument("--runs", type=within(int, 1), default=RUNS, help="of everything random, default %(default)s")
 
     group = parser.add_argument_group("machine")
     group.add_argument("--workers", type=within(int, 1), default=WORKERS, help="decoding threads, default %(default)s")
-    group.add_argument("--fold", action=BooleanOptionalAction, default=True, help="evaluate the folded net, not Brevitas' own")
+    group.add_argument(
+        "--fold", action=BooleanOptionalAction, default=True, help="evaluate the folded net, not Brevitas' own"
+    )
     return parser.parse_args()
 
 
@@ -203,7 +215,9 @@ class Session:
             rows = self.rows() if self.csv.is_file() else []
         except UserError:
             return False
-        return any(row["checkpoint"] == self.what["checkpoint"] and row["images"] != self.what["images"] for row in rows)
+        return any(
+            row["checkpoint"] == self.what["checkpoint"] and row["images"] != self.what["images"] for row in rows
+        )
 
     def tidy(self, replace, say):
         """Make the folder and a sweep.csv: an empty one, or the one there is without its damaged lines."""
@@ -221,12 +235,16 @@ class Session:
                 rows, damaged = [], []
             elif foreign:
                 raise UserError(
-                    f"{self.csv} holds rows of {foreign}: --replace moves {self.folder} away, --results names another folder"
+                    f"{self.csv} holds rows of {foreign}: --replace moves {self.folder} away, "
+                    "--results names another folder"
                 )
         except OSError as error:
             raise UserError(f"{self.csv} cannot be read ({error.strerror}): name another folder by --results") from None
         if damaged:
-            say(f"{self.csv}: line {', '.join(map(str, damaged))} cut short or damaged: dropped, the other {len(rows)} rows stay")
+            say(
+                f"{self.csv}: line {', '.join(map(str, damaged))} cut short or damaged: dropped, "
+                f"the other {len(rows)} rows stay"
+            )
         tables.write(self.csv, rows)
 
     def foreign(self, rows):
@@ -243,7 +261,9 @@ class Session:
     def measure(self, cell):
         """The row of a cell."""
         seed = self.seed + cell.run
-        images, quality = self.test_set.under(cell, 0 if cell.repair else seed)  # no repair depends on what broken bits read
+        images, quality = self.test_set.under(
+            cell, 0 if cell.repair else seed
+        )  # no repair depends on what broken bits read
         batches = EvalBatches(images, self.test_set.labels, next(self.net.parameters()).device)
         score, flipped = measure(cell, self.net, self.tester, batches, seed)
         return tables.row_of(cell, score, **self.what, run_seed=seed, flipped=flipped, **quality)
@@ -269,14 +289,18 @@ def sweep(args, processes):
         done = {tables.cell_of(row) for row in session.rows()}
         possible = [cell for cell in cells if not (session.packed and cell.fault in NOISES)]
         if len(possible) < len(cells):
-            processes.print(f"{session.path} is packed, without the latent weights that weight noise needs: no noise is measured")
+            processes.print(
+                f"{session.path} is packed, without the latent weights that weight noise needs: no noise is measured"
+            )
         for cell in possible:
             if cell not in done:
                 todo[cell].append(session)
     todo = [(cell, missing) for cell, missing in todo.items() if missing]
     rows = sum(len(missing) for _, missing in todo)
     processes.wait()  # all know what is missing before the first row is added
-    processes.print(f"{', '.join(session.name for session in sessions)}: {rows} of {len(cells) * len(sessions)} cells to measure")
+    processes.print(
+        f"{', '.join(session.name for session in sessions)}: {rows} of {len(cells) * len(sessions)} cells to measure"
+    )
 
     mine = [(session, cell) for cell, missing in processes.share(todo) for session in missing]
     try:
@@ -298,7 +322,9 @@ def write_up(sessions):
     rows = {session.name: session.rows() for session in sessions}
     for session in sessions:
         own = rows[session.name]
-        others = {other.name: rows[other.name] for other in sessions if other.seed == session.seed and other is not session}
+        others = {
+            other.name: rows[other.name] for other in sessions if other.seed == session.seed and other is not session
+        }
         tables.write(session.csv, own)
         tables.write_text(session.folder / "tables.md", tables.markdown(session.name, own, others))
         tables.write_text(session.folder / "summary.json", tables.summary(own))

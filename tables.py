@@ -32,7 +32,27 @@ LABELS = {
 }
 Z95 = statistics.NormalDist().inv_cdf(0.975)
 # 97.5 % quantiles of Student's t for 2, 3, … runs; for more than 20 the last one, a little too large
-T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093)
+T95 = (
+    12.706,
+    4.303,
+    3.182,
+    2.776,
+    2.571,
+    2.447,
+    2.365,
+    2.306,
+    2.262,
+    2.228,
+    2.201,
+    2.179,
+    2.160,
+    2.145,
+    2.131,
+    2.120,
+    2.110,
+    2.101,
+    2.093,
+)
 
 
 class Cell(NamedTuple):
@@ -59,7 +79,19 @@ class Cell(NamedTuple):
 BASELINE = Cell("none")
 LEAST_LOSS = 3.0  # percentage points of accuracy that a fault must cost before shares of them are given
 SAME = ("dataset", "images", "sess", "seed", "checkpoint", "n")  # columns that are the same in all rows of a file
-COLUMNS = (*SAME, *Cell._fields, "run_seed", "flipped", "recovered", "psnr", "correct", "correct5", "loss", "top1", "top5")
+COLUMNS = (
+    *SAME,
+    *Cell._fields,
+    "run_seed",
+    "flipped",
+    "recovered",
+    "psnr",
+    "correct",
+    "correct5",
+    "loss",
+    "top1",
+    "top5",
+)
 KINDS = {
     **dict.fromkeys(("seed", "bit", "source", "run", "run_seed", "n", "correct", "correct5"), int),
     **dict.fromkeys(("level", "flipped", "recovered", "psnr", "loss", "top1", "top5"), float),
@@ -69,7 +101,14 @@ KINDS = {
 def row_of(cell, score, **rest):
     """The row of a measurement: its Cell, its Score (evaluate.py) and the columns given by name; others stay empty."""
     rounded = {"loss": round(score.loss, 6), "top1": round(score.top1, 4), "top5": round(score.top5, 4)}
-    return {**dict.fromkeys(COLUMNS), **rest, **cell._asdict(), "correct": score.correct, "correct5": score.correct5, **rounded}
+    return {
+        **dict.fromkeys(COLUMNS),
+        **rest,
+        **cell._asdict(),
+        "correct": score.correct,
+        "correct5": score.correct5,
+        **rounded,
+    }
 
 
 def cell_of(row):
@@ -98,7 +137,11 @@ def read(path):
         try:
             values = zip(COLUMNS, next(csv.reader([line])), strict=True)
             row = {name: KINDS.get(name, str)(value) if value else None for name, value in values}
-            if row["fault"] not in FAULTS or None in (row["run"], row["n"], row["correct"], row["top5"]) or to_line(row) != line:
+            if (
+                row["fault"] not in FAULTS
+                or None in (row["run"], row["n"], row["correct"], row["top5"])
+                or to_line(row) != line
+            ):
                 raise ValueError
             rows.append(row)
         except (ValueError, csv.Error, StopIteration):
@@ -137,7 +180,9 @@ class Summary(NamedTuple):
     flipped: float | None  # mean share of binary weights flipped, 0 to 1
     recovered: float | None  # mean share of the broken bits that are as they were, 0 to 1
     psnr: float | None  # of the images against the clean ones, dB, mean of the runs
-    won: float | None = None  # share of the accuracy that the bit costs where it reads at random: 1 for all of it, below 0 for harm
+    won: float | None = (
+        None  # share of the accuracy that the bit costs where it reads at random: 1 for all of it, below 0 for harm
+    )
 
 
 def interval(mean, std, runs, n):
@@ -151,7 +196,10 @@ def interval(mean, std, runs, n):
     center = (share + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
     half = Z95 / (1 + Z95**2 / n) * math.sqrt(share * (1 - share) / n + Z95**2 / (4 * n**2))
     drawn = 0.0 if std is None else T95[min(runs - 2, len(T95) - 1)] * std / math.sqrt(runs)
-    below, above = (math.hypot(100 * (share - (center - half)), drawn), math.hypot(100 * (center + half - share), drawn))
+    below, above = (
+        math.hypot(100 * (share - (center - half)), drawn),
+        math.hypot(100 * (center + half - share), drawn),
+    )
     return max(0.0, mean - below), min(100.0, mean + above)
 
 
@@ -211,11 +259,22 @@ def layout(cells):
     flips = [cell for cell in cells if cell.fault == "flips"]
     found = {
         "bits": _table("Broken bit planes", "accuracy (%)", planes, label, "bit"),
-        "won": _table(f"Of the accuracy that a random bit costs, won back (%; where that is {LEAST_LOSS:g} points or more)", "share", won, label, "bit", "won"),
-        "rates": _table("Share of a plane's bits broken, reading at random", "accuracy (%)", rates, _bit_label, "level"),
+        "won": _table(
+            f"Of the accuracy that a random bit costs, won back (%; where that is {LEAST_LOSS:g} points or more)",
+            "share",
+            won,
+            label,
+            "bit",
+            "won",
+        ),
+        "rates": _table(
+            "Share of a plane's bits broken, reading at random", "accuracy (%)", rates, _bit_label, "level"
+        ),
         "noise": _table("Weight noise", "σ_val", noise, label, "level"),
         "flips": _table("Weight bit errors", "probability", flips, label, "level"),
-        "recovered": _table("Broken bits that read, or were repaired, as they were (%)", "share", judged, label, "bit", "recovered"),
+        "recovered": _table(
+            "Broken bits that read, or were repaired, as they were (%)", "share", judged, label, "bit", "recovered"
+        ),
         "psnr": _table("Peak signal-to-noise ratio of the images (dB)", "PSNR", judged, label, "bit", "psnr"),
     }
     return {name: table for name, table in found.items() if table.rows}
@@ -242,12 +301,18 @@ def _table(title, corner, cells, row_label, field, figure="mean"):
     values = sorted({getattr(cell, field) for cell in cells}, reverse=field == "bit")
     rows = []
     for name, found in lines.items():
-        clean = BASELINE if figure == "mean" and (field == "level" or not rows) else None  # a repair changes clean images, too
+        clean = (
+            BASELINE if figure == "mean" and (field == "level" or not rows) else None
+        )  # a repair changes clean images, too
         line = [clean, *map(found.get, values)]
         rows.append((name, figure, line))
         if any(cell.fault in WEIGHT_FAULTS for cell in found.values()):
             rows.append(("signs flipped (%)", "flipped", line))
-    headings = ["no fault", *(f"bit {bit}" for bit in values)] if field == "bit" else ["0", *(f"{level:g}" for level in values)]
+    headings = (
+        ["no fault", *(f"bit {bit}" for bit in values)]
+        if field == "bit"
+        else ["0", *(f"{level:g}" for level in values)]
+    )
     return Table(title, [corner, *headings], rows)
 
 
@@ -292,11 +357,14 @@ def _markdown(summaries, others=None):
 
 
 def matrices(sessions):
-    """Markdown lines: for each broken bit, and for weight bit errors, the nets ({name: summaries}) × what several are tested on."""
+    """Markdown lines: for each broken bit, and for weight bit errors, nets ({name: summaries}) × what they share."""
     times = Counter(cell for summaries in sessions.values() for cell in summaries)
     cells = [cell for cell, number in times.items() if number > 1]
     planes = [cell for cell in cells if cell.level == 1 and cell.fault in IMAGE_FAULTS]
-    tested = {f"Bit {bit}": [cell for cell in planes if cell.bit == bit] for bit in sorted({cell.bit for cell in planes}, reverse=True)}
+    tested = {
+        f"Bit {bit}": [cell for cell in planes if cell.bit == bit]
+        for bit in sorted({cell.bit for cell in planes}, reverse=True)
+    }
     tested["Weight bit errors"] = [cell for cell in cells if cell.fault == "flips"]
     for title, columns in tested.items():
         columns = [BASELINE, *sorted(columns, key=_place)]
@@ -325,7 +393,7 @@ def _costs(summaries):
 
 
 def markdown(name, rows, others):
-    """tables.md of a session: its own tables, then the difference to the other session, or beside several a matrix of all.
+    """tables.md of a session: its own tables, then the difference to the other session, or a matrix of all if several.
 
     rows: its rows; others: {name: rows}.
     """
@@ -334,7 +402,8 @@ def markdown(name, rows, others):
     counts = " or ".join(map(str, runs)) or "no"
     lines = [
         f"# {name}\n",
-        f"{DATASETS[first['dataset']].title}, {first['n']} test images ({first['images']}), checkpoint {first['checkpoint']}. "
+        f"{DATASETS[first['dataset']].title}, {first['n']} test images ({first['images']}), "
+        f"checkpoint {first['checkpoint']}. "
         f"Top-1 accuracy in %: mean ± sample standard deviation over {counts} runs (no ± where nothing is random), "
         "in brackets the 95 % interval: Wilson's for so many images, which more runs on them do not narrow, widened by "
         "Student's t over the runs.\n",

@@ -3,7 +3,8 @@
 Every value of an image is one of two candidates, zeros or zeros + step. With x = 0 or 1 for each of them, two
 neighbours that differ by d in `zeros` add |d + step·(x_i - x_j)| to the total variation. For binary x that equals
 
-    |d| + a·(x_i - x_j) + w·|x_i - x_j|,   a = (|d + step| - |d - step|) / 2,   w = (|d + step| + |d - step|) / 2 - |d| >= 0
+    |d| + a·(x_i - x_j) + w·|x_i - x_j|
+    with a = (|d + step| - |d - step|) / 2,  w = (|d + step| + |d - step|) / 2 - |d| >= 0
 
 so that the energy is linear in x plus a weighted total variation of x. Its minimum over 0 <= x <= 1 is reached at
 binary x (the relaxation is tight), and every threshold of a relaxed minimiser is a binary one. Every dual variable
@@ -24,7 +25,9 @@ CHECK = 25  # iterations between two looks
 ITERATIONS = 3000  # at most; an image that is not done by then stays as it is
 STEP = 0.35  # of its primal and dual updates: their product times the norm of the differences, at most 8, stays below 1
 CHUNK = 16_000  # values at once: what the iteration works on stays in a processor's cache
-REMEMBERED = 100_000  # chunks whose result is kept, packed, about 200 MB: three repairs of a sweep ask for the same ones
+REMEMBERED = (
+    100_000  # chunks whose result is kept, packed, about 200 MB: three repairs of a sweep ask for the same ones
+)
 
 _remembered = {}  # (step, shape, digest of the lower candidates) -> the result's bits, uint8; the oldest goes first
 
@@ -63,7 +66,9 @@ def _least_variation(zeros, step):
     constant = variation(candidates[0]) / step  # the energy of x = 0, in steps
     weights = []
     for dim in (-1, -2):
-        d = zeros.narrow(dim, 1, zeros.shape[dim] - 1) - zeros.narrow(dim, 0, zeros.shape[dim] - 1)  # x_i: the later one
+        d = zeros.narrow(dim, 1, zeros.shape[dim] - 1) - zeros.narrow(
+            dim, 0, zeros.shape[dim] - 1
+        )  # x_i: the later one
         above, below = (d + 1).abs(), (d - 1).abs()
         slope = (above - below) / 2
         weights.append((above + below) / 2 - d.abs())

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Train a binarised CNV, or evaluate its checkpoint once under one fault setting.
 
-    python train_smaller.py --train                                # CIFAR-10 -> checkpoint/ckpt.t7.cifar10_smaller_11111.pth
+    python train_smaller.py --train                              # -> checkpoint/ckpt.t7.cifar10_smaller_11111.pth
     python train_smaller.py --mem_fault faulty --faulty_bit 5      # -> Avg. acc.: ..%
     torchrun --nproc_per_node=2 train_smaller.py --train           # two processes, one GPU each where there are GPUs
 
@@ -15,10 +15,11 @@ import os
 import statistics
 import time
 from argparse import BooleanOptionalAction
+from collections.abc import Callable
 from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -42,7 +43,7 @@ DATA = "data"  # folder in which all data sets lie
 SESS = ""  # name of the checkpoint; empty: <dataset>_smaller, with WSCONV <dataset>_smaller_wsconv
 SEED = 11111
 WSCONV = False  # weight standardisation in the convolutions
-PAD = 0  # value that hidden convolutions pad their ±1 inputs with: 0, or -1, which hardware with 1-bit activations can store
+PAD = 0  # padding value of the hidden convolutions: 0, or -1, which fits into a 1-bit activation
 
 # faults
 MEM_FAULT = "baseline"
@@ -65,7 +66,12 @@ RECIPES = {
         "batch_size": {"cifar10": 128, "cifar100": 128, "tiny_imagenet": 128, "demo": 64},
         "epochs": {"cifar10": 40, "cifar100": 40, "tiny_imagenet": 44, "demo": 6},
         "duplicate": 1,
-        "padding": {"cifar10": 4, "cifar100": 4, "tiny_imagenet": 0, "demo": 0},  # of the random crop, pixels; 0: no crop
+        "padding": {
+            "cifar10": 4,
+            "cifar100": 4,
+            "tiny_imagenet": 0,
+            "demo": 0,
+        },  # of the random crop, pixels; 0: no crop
         "soften": {"cifar10": 0.0, "cifar100": 0.0, "tiny_imagenet": 0.6, "demo": 0.0},
         "soften_weights": {"cifar10": 0.0, "cifar100": 0.0, "tiny_imagenet": 0.9, "demo": 0.0},
         "norm_momentum": {"cifar10": 0.1, "cifar100": 0.1, "tiny_imagenet": 0.01, "demo": 0.1},
@@ -92,9 +98,11 @@ RECIPES = {
 }
 # what differs for a net that was trained before
 RECIPES_PRETRAINED = {"modern": {"lr": 0.001, "cycles": 1, "soften": 0.0, "soften_weights": 0.0}, "reference": {}}
-PRETRAINED = ""  # checkpoint, packed or not, whose binary weights and statistics training starts from; empty: random ones
+PRETRAINED = (
+    ""  # checkpoint, packed or not, whose binary weights and statistics training starts from; empty: random ones
+)
 LOSS = "ce"
-MARGIN = 0.0  # by which a label's logit should lead all others, in standard deviations of the logits; 0: no such term in the loss
+MARGIN = 0.0  # required logit margin, in standard deviations of the logits; 0: no such term in the loss
 DECAY = 0.0  # weight decay
 BETAS = (0.9, 0.999)  # Adam
 MOMENTUM = 0.9  # SGD
@@ -140,12 +148,19 @@ def parse():
     parser.add_argument("--dataset", choices=DATASETS, help=f"default {DATASET}, or the checkpoint's")
     parser.add_argument("--data", default=DATA, help="folder in which all data sets lie, default %(default)s")
     parser.add_argument("--sess", default=SESS, help="checkpoint name, default <dataset>_smaller[_wsconv]")
-    parser.add_argument("--seed", type=within(int, 0, 2**62), default=SEED, help="of everything random, default %(default)s")
     parser.add_argument(
-        "--wsconv", action=BooleanOptionalAction, help=f"weight standardisation, default {WSCONV}, in evaluation as trained"
+        "--seed", type=within(int, 0, 2**62), default=SEED, help="of everything random, default %(default)s"
     )
     parser.add_argument(
-        "--pad", type=int, choices=(0, -1), help=f"with --train: padding value of the hidden convolutions, default {PAD}"
+        "--wsconv",
+        action=BooleanOptionalAction,
+        help=f"weight standardisation, default {WSCONV}, in evaluation as trained",
+    )
+    parser.add_argument(
+        "--pad",
+        type=int,
+        choices=(0, -1),
+        help=f"with --train: padding value of the hidden convolutions, default {PAD}",
     )
     parser.add_argument("--export_finn", action="store_true", help="afterwards write the QONNX file (export_finn.py)")
 
@@ -154,7 +169,7 @@ def parse():
     group.add_argument(
         "--faulty_bit",
         type=bit_or_any,
-        help=f"0 (LSB) to 7 (MSB), default {CIFARDataset.FAULTY_BIT}; with --train also any: for each batch another, or none",
+        help=f"0 (LSB) to 7 (MSB), default {CIFARDataset.FAULTY_BIT}; with --train also any: drawn per batch, none too",
     )
     group.add_argument(
         "--neighbor_offset", type=int, help=f"repaired_n copies from here, default {CIFARDataset.NEIGHBOR_OFFSET}"
@@ -167,10 +182,14 @@ def parse():
     )
 
     group.add_argument(
-        "--train_flip", type=within(float, 0, 0.5), help=f"share of weights flipped in each step of training, default {TRAIN_FLIP}"
+        "--train_flip",
+        type=within(float, 0, 0.5),
+        help=f"share of weights flipped in each step of training, default {TRAIN_FLIP}",
     )
     group.add_argument(
-        "--train_noise", type=within(float, 0), help=f"noise in each step of training, in RMS weights, default {TRAIN_NOISE}"
+        "--train_noise",
+        type=within(float, 0),
+        help=f"noise in each step of training, in RMS weights, default {TRAIN_NOISE}",
     )
 
     group = parser.add_argument_group("training")
@@ -179,10 +198,14 @@ def parse():
     group.add_argument("--amsgrad", action=BooleanOptionalAction, help="of Adam")
     group.add_argument("--lr", type=within(float, 0, open_low=True), help="learning rate for one process")
     group.add_argument("--init", type=within(float, 0, open_low=True), help="latent weights start in ± this")
-    group.add_argument("--pretrained", help="checkpoint whose signs and statistics to start from, latent weights at ± --init")
+    group.add_argument(
+        "--pretrained", help="checkpoint whose signs and statistics to start from, latent weights at ± --init"
+    )
     group.add_argument("--schedule", choices=("cosine", "step"), help="of the learning rate")
     group.add_argument(
-        "--cycles", type=within(int, 1), help="of the cosine; each goes on from the signs of the last, latent weights at ± --init"
+        "--cycles",
+        type=within(int, 1),
+        help="of the cosine; each goes on from the signs of the last, latent weights at ± --init",
     )
     group.add_argument("--batch-size", type=within(int, 2), help="images per process")
     group.add_argument("--epochs", type=within(int, 1))
@@ -190,24 +213,32 @@ def parse():
     group.add_argument("--loss", choices=LOSSES, help=f"cross-entropy or squared hinge, default {LOSS}")
     group.add_argument("--padding", type=within(int, 0), help="of the random crop, pixels on each side; 0: no crop")
     group.add_argument(
-        "--soften", type=within(float, 0, 1), help="share of the first cycle in which activations go from hard tanh to binary"
+        "--soften",
+        type=within(float, 0, 1),
+        help="share of the first cycle in which activations go from hard tanh to binary",
     )
     group.add_argument(
-        "--soften_weights", type=within(float, 0, 1), help="share of the first cycle in which weights go from real to binary"
+        "--soften_weights",
+        type=within(float, 0, 1),
+        help="share of the first cycle in which weights go from real to binary",
     )
     group.add_argument(
-        "--norm_momentum", type=within(float, 0, 1, open_low=True), help="weight of each batch in the running statistics"
+        "--norm_momentum",
+        type=within(float, 0, 1, open_low=True),
+        help="weight of each batch in the running statistics",
     )
     group.add_argument("--smoothing", type=within(float, 0, 1), help="label smoothing of the cross-entropy")
     group.add_argument(
-        "--margin", type=within(float, 0), help=f"by which labels should lead, in standard deviations of the logits, default {MARGIN}"
+        "--margin",
+        type=within(float, 0),
+        help=f"by which labels should lead, in standard deviations of the logits, default {MARGIN}",
     )
     group.add_argument("--clip", type=within(float, 0, open_low=True), help="latent weights stay in ± this")
     group.add_argument("--decay", type=within(float, 0), help=f"weight decay, default {DECAY}")
     group.add_argument(
         "--holdout",
         type=within(int, 0),
-        help=f"test on so many training images, which are then not trained on, instead of the test set; default {HOLDOUT}",
+        help=f"evaluate on N held-out training images instead of the test set, default {HOLDOUT}",
     )
 
     group = parser.add_argument_group("machine")
@@ -218,7 +249,10 @@ def parse():
     )
     group.add_argument("--channels_last", action=BooleanOptionalAction, default=True)
     group.add_argument(
-        "--fold", action=BooleanOptionalAction, default=True, help="evaluate the folded net (models/folded.py), not Brevitas' own"
+        "--fold",
+        action=BooleanOptionalAction,
+        default=True,
+        help="evaluate the folded net (models/folded.py), not Brevitas' own",
     )
     return parser.parse_args()
 
@@ -261,8 +295,8 @@ def settle(args, processes):
         raise UserError(f"--cycles is of the cosine schedule: 1 with --schedule {options['schedule']}")
     if options["epochs"] % (options["duplicate"] * options["cycles"]):
         raise UserError(
-            f"--epochs {options['epochs']} is no multiple of --duplicate {options['duplicate']} times --cycles {options['cycles']}: "
-            "set one of them"
+            f"--epochs {options['epochs']} is no multiple of --duplicate {options['duplicate']} "
+            f"times --cycles {options['cycles']}: set one of them"
         )
     if options["smoothing"] and options["loss"] != "ce":
         raise UserError(f"--smoothing is of the cross-entropy: 0 with --loss {options['loss']}")
@@ -275,8 +309,8 @@ def resumed_options(path, saved, args, processes):
         raise UserError(f"{path} is an original checkpoint, without what resuming needs: it can only be evaluated")
     if saved["wsconv"] and "pad" not in saved:
         raise UserError(
-            f"{path} is from when weight standardisation replaced the latent weights: it can be evaluated, not resumed; "
-            "--pretrained starts from its signs"
+            f"{path} is from when weight standardisation replaced the latent weights: it can be evaluated, "
+            "not resumed; --pretrained starts from its signs"
         )
     saved = saved | {name: value for name, value in for_dataset(OLDER, saved["dataset"]).items() if name not in saved}
     given = {name: getattr(args, name, None) for name in saved} | {"processes": processes}
@@ -295,7 +329,7 @@ def steps_of_cycle(steps_per_pass, options):
 
 
 def learning_rate(step, steps_per_pass, options):
-    """Factor on the learning rate at a step, counted from 0 over the whole training; after its end, of one more cycle."""
+    """Factor on the learning rate at a step, counted from 0 over the whole training."""
     if options["schedule"] == "cosine":
         steps = steps_of_cycle(steps_per_pass, options)
         warmup = min(WARMUP, steps // 10)
@@ -310,7 +344,7 @@ def learning_rate(step, steps_per_pass, options):
 
 
 def softness(step, total, share):
-    """At a step, counted from 0, of so many: falls from 1 to 0 in a share of the steps, where it is not 0 from the start."""
+    """Falls linearly from 1 at step 0 to 0 after a share of the steps; 0 from the start if the share is 0."""
     return max(0.0, 1 - step / (share * total)) if share else 0.0
 
 
@@ -365,7 +399,9 @@ class Training(NamedTuple):
     """What a step of a training works with."""
 
     model: nn.Module  # the net, compiled, over all processes
-    batch_size: int  # images of the batches that run compiled: another size would be compiled once more, for one step of a pass
+    batch_size: (
+        int  # images of the batches that run compiled: another size would be compiled once more, for one step of a pass
+    )
     layout: torch.memory_format
     autocast: torch.autocast
     compute_loss: Callable  # (logits, labels) -> scalar
@@ -376,7 +412,7 @@ class Training(NamedTuple):
 
 
 def train_pass(training, batches):
-    """One optimiser step for each batch. Returns score() and loss summed over the images, as tensors, and the last lr."""
+    """One optimiser step per batch. Returns score() and loss summed over the images, as tensors, and the last lr."""
     model, optimizer, scheduler = training.model, training.optimizer, training.scheduler
     sums = loss_sum = 0
     model.train()
@@ -417,7 +453,7 @@ def image_faults(options, fitted):
 
 
 def held_out(images, labels, number):
-    """Of training images and labels the ones to train on, and `number` held out: ((images, labels), (images, labels))."""
+    """Split off `number` training images for validation: (images, labels) to train on, (images, labels) held out."""
     if number >= len(labels):
         raise UserError(f"{number} of {len(labels)} training images held out leave none to train on")
     return [(images[part], labels[part]) for part in split(len(labels), number)]
@@ -469,7 +505,9 @@ def train(args, processes):
 
     torch.manual_seed(options["seed"])
     if options["pretrained"] and not saved:
-        net = checkpoints.restart_net(Path(options["pretrained"]), options["dataset"], options["wsconv"], options["init"], options["pad"])
+        net = checkpoints.restart_net(
+            Path(options["pretrained"]), options["dataset"], options["wsconv"], options["init"], options["pad"]
+        )
     else:
         net = checkpoints.build_net(options["dataset"], options["wsconv"], options["init"], options["pad"])
     if saved:
@@ -506,7 +544,9 @@ def train(args, processes):
         model = compiled(net, options["batch_size"], batches.size, device, autocast, layout, processes.print)
     if processes.number > 1:
         model = nn.parallel.DistributedDataParallel(model)
-    training = Training(model, options["batch_size"], layout, autocast, make_loss(options), optimizer, scheduler, faults, soften)
+    training = Training(
+        model, options["batch_size"], layout, autocast, make_loss(options), optimizer, scheduler, faults, soften
+    )
 
     if not saved:
         processes.print(table(costs(net.topology, net.classes)))
@@ -577,7 +617,10 @@ def test(args, processes):
     path = checkpoints.find(args.sess, args.seed)
     name, net, state = checkpoints.load_net(path, args.dataset, args.wsconv)
     if "signs" in state:
-        processes.print(f"no trained {checkpoints.path_of(args.sess, args.seed)} here: using the packed net, signs and statistics only")
+        processes.print(
+            f"no trained {checkpoints.path_of(args.sess, args.seed)} here: "
+            "using the packed net, signs and statistics only"
+        )
         if args.noise:
             raise checkpoints.NoLatentWeights(
                 f"weight noise needs latent weights, and {path} holds signs only: train it with --train"
@@ -619,7 +662,8 @@ def test(args, processes):
     if args.noise:
         processes.print(
             f"weight noise, sigma_val {args.noise:g} (standard deviation {args.noise**2:g}): {NOISE_RUNS} runs, "
-            f"standard deviation {statistics.stdev(accuracies):.3f}, {100 * statistics.mean(flips):.2f} % of weight signs flipped"
+            f"standard deviation {statistics.stdev(accuracies):.3f}, "
+            f"{100 * statistics.mean(flips):.2f} % of weight signs flipped"
         )
     processes.print(f"Avg. top-5 acc.: {statistics.mean(score.top5 for score in scores):.3f}%")
     processes.print(f"Avg. acc.: {statistics.mean(accuracies):.3f}%")

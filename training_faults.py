@@ -13,11 +13,11 @@ SIGN_BIT = -(1 << 31)  # of a float32, as int32
 class TrainingFaults:
     """Faults of the weights in training: fresh ones in every forward pass, gone before the optimiser's step.
 
-    flip: probability that a binary weight has the other sign, below 1. noise: standard deviation of Gaussian noise on the
-    latent weights, in units of each layer's root mean square weight. With weight standardisation noise comes before it
-    and flips after it, as in evaluation. The gradient is that at the faulty weights; it goes to the latent weights as they
-    were. What a step draws depends on (seed, step) alone. For speed, each step reads a random window of one store of normal
-    numbers, or of sign bits, that is drawn once.
+    flip: probability that a binary weight has the other sign, below 1. noise: standard deviation of Gaussian noise on
+    the latent weights, in units of each layer's root mean square weight. With weight standardisation noise comes before
+    it and flips after it, as in evaluation. The gradient is that at the faulty weights; it goes to the latent weights
+    as they were. What a step draws depends on (seed, step) alone. For speed, each step reads a random window of one
+    store of normal numbers, or of sign bits, that is drawn once.
     """
 
     SHIFTS = 1 << 20  # places at which the window may begin
@@ -46,7 +46,9 @@ class TrainingFaults:
         flat = [layer.weight.data.as_strided((layer.weight.numel(),), (1,)) for layer in self.layers]
         # flipping back mends the others exactly
         intact = [weight.clone() if self.noise or ws else None for weight, ws in zip(flat, standardized)]
-        noise_start, flip_start = torch.randint(self.SHIFTS, (2,), generator=self.generator, device=flat[0].device).tolist()
+        noise_start, flip_start = torch.randint(
+            self.SHIFTS, (2,), generator=self.generator, device=flat[0].device
+        ).tolist()
         if self.noise:
             for weight, noise in zip(flat, self._window(self.normal, noise_start)):
                 weight.add_(noise, alpha=self.noise * weight.square().mean().sqrt().item())

@@ -43,10 +43,12 @@ def read_annotations(path):
         raise UserError(f"{path} is missing: unzip {URL} again")
     wnids = {}
     for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
-        name, wnid, *box = line.split("\t") if line.count("\t") == 5 else ("",) * 2
+        name, wnid, *_box = line.split("\t") if line.count("\t") == 5 else ("",) * 2
         for word in (name, wnid):
             if word in ("", ".", "..") or "/" in word or "\\" in word or "\0" in word:
-                raise UserError(f"{path}, line {number}: not a file name, a wnid and a box, separated by tabs: {line!r}")
+                raise UserError(
+                    f"{path}, line {number}: not a file name, a wnid and a box, separated by tabs: {line!r}"
+                )
         if wnid == "images":
             raise UserError(f"{path}, line {number}: 'images' is no wnid")
         if name in wnids:
@@ -76,7 +78,9 @@ def plan(val):
             raise UserError(f"{where} is in the wrong class folder: {val / 'val_annotations.txt'} says {wnids[name]}")
     for name in wnids:
         if name not in waiting and name not in sorted_into:
-            raise UserError(f"{flat / name} is missing, though {val / 'val_annotations.txt'} has a line for it: unzip again")
+            raise UserError(
+                f"{flat / name} is missing, though {val / 'val_annotations.txt'} has a line for it: unzip again"
+            )
     return [(flat / name, val / wnids[name] / "images" / name) for name in wnids if name in waiting], wnids
 
 

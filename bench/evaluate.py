@@ -74,7 +74,11 @@ def main():
     product = large_product(folded.int8, device)
     kind = "8-bit" if folded.int8 else "float32"
 
-    calls = {"Brevitas": lambda: evaluate(net, batches), "folded": lambda: evaluate(folded, batches), "product": product}
+    calls = {
+        "Brevitas": lambda: evaluate(net, batches),
+        "folded": lambda: evaluate(folded, batches),
+        "product": product,
+    }
     for call in calls.values():
         seconds(call, device)  # kernels are made, memory is fetched
     rounds = []
@@ -86,7 +90,10 @@ def main():
         print(f"round {number}: {describe(rounds[-1])}", flush=True)
     median = [statistics.median(values) for values in zip(*rounds)]
     threads = f"{torch.get_num_threads()} threads" if device.type == "cpu" else torch.cuda.get_device_name()
-    print(f"median of {args.rounds} rounds, {device.type}, {threads}, {kind}, {work / 1e6:.0f} MOP an image: {describe(median)}")
+    print(
+        f"median of {args.rounds} rounds, {device.type}, {threads}, {kind}, {work / 1e6:.0f} MOP an image: "
+        f"{describe(median)}"
+    )
 
 
 def describe(figures):

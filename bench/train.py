@@ -42,7 +42,14 @@ WARM_UP = 3  # steps before those that count, with --parts
 LARGE = 4096  # rows and columns of the product that tells the machine's limit
 WORKERS = 2  # DataLoader processes
 KINDS = {"cifar10": CIFAR10, "demo": Demo}
-PLAIN = {"mem_fault": "baseline", "faulty_bit": 6, "neighbor_offset": -1, "train_flip": 0.0, "train_noise": 0.0, "margin": 0.0}
+PLAIN = {
+    "mem_fault": "baseline",
+    "faulty_bit": 6,
+    "neighbor_offset": -1,
+    "train_flip": 0.0,
+    "train_noise": 0.0,
+    "margin": 0.0,
+}
 
 
 class Plain(torch.utils.data.Dataset):
@@ -117,7 +124,9 @@ def parts(args, device):
             torch.cuda.synchronize()
         return time.perf_counter()
 
-    for number, (images, labels) in enumerate(islice(timed(batches.epoch(0), times["data"], clock), WARM_UP + args.rounds * STEPS)):
+    for number, (images, labels) in enumerate(
+        islice(timed(batches.epoch(0), times["data"], clock), WARM_UP + args.rounds * STEPS)
+    ):
         start = clock()
         with training.faults.at(number):
             with training.autocast:
@@ -145,8 +154,9 @@ def parts(args, device):
     limit = 2 * LARGE**3 / statistics.median(product)
     shares = ", ".join(f"{name} {100 * value / step:.0f} %" for name, value in medians.items())
     print(
-        f"{device.type}, {torch.get_num_threads()} threads, batch {BATCH_SIZE}: {BATCH_SIZE / step:.0f} images/s; {shares}; "
-        f"the products of a step at {operations / step / 1e9:.0f} of {limit / 1e9:.0f} GFLOPS, {100 * operations / step / limit:.0f} %"
+        f"{device.type}, {torch.get_num_threads()} threads, batch {BATCH_SIZE}: {BATCH_SIZE / step:.0f} images/s; "
+        f"{shares}; the products of a step at {operations / step / 1e9:.0f} of {limit / 1e9:.0f} GFLOPS, "
+        f"{100 * operations / step / limit:.0f} %"
     )
 
 

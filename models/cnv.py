@@ -84,7 +84,7 @@ class CNV(nn.Module):
             BinaryLinear(features, classes, bias=False, weight_quant=BinaryWeight),
             TensorNorm(eps=EPS),
         ]
-        # of the binary activations in training: 0 for ±1, 1 for hard tanh, between them the mixture; no matter of checkpoints
+        # softness of the activations in training: 0 for ±1, 1 for hard tanh, between them the mixture; not saved
         self.register_buffer("softness", torch.zeros(()), persistent=False)
         for layer in self.binary_layers():
             nn.init.uniform_(layer.weight, -init, init)
@@ -122,20 +122,22 @@ class CNV(nn.Module):
         return x
 
     def _apply_to(self, x, module):
-        """module(x), softened where it is a binary activation in training. The gradient is the same for every softness."""
+        """module(x), softened if it is a binary activation in training. The gradient is the same for every softness."""
         signs = module(x)
         if self.training and isinstance(module, QuantIdentity) and module is not self.conv_features[0]:
             return signs + self.softness * (x.clamp(-1, 1) - signs)
         return signs
 
     def _convolve(self, x):
-        """What the modules of conv_features make of x; compiled for training on a CPU, norm, activation and pool are one."""
+        """Applies conv_features to x. Compiled for training on a CPU, norm, activation and pool are one function."""
         fuse = self.training and torch.compiler.is_compiling() and x.device.type == "cpu"
         modules = list(self.conv_features)
         while modules:
             module = modules.pop(0)
             if fuse and isinstance(module, nn.BatchNorm2d) and x.is_contiguous(memory_format=torch.channels_last):
-                pool = len(modules) > 1 and isinstance(modules[1], nn.MaxPool2d) and x.shape[2] % 2 == x.shape[3] % 2 == 0
+                pool = (
+                    len(modules) > 1 and isinstance(modules[1], nn.MaxPool2d) and x.shape[2] % 2 == x.shape[3] % 2 == 0
+                )
                 del modules[: 1 + pool]
                 x = normalized_signs(x, module, self.softness, pool)
             else:

@@ -41,12 +41,18 @@ def costs(topology, classes, channels=3):
 
 def table(rows):
     """The rows of costs() as text."""
-    lines = [("layer", "output", "MACs", "weight bits", "parameters", "weight memory (bits)", "activation memory (bits)")]
+    lines = [
+        ("layer", "output", "MACs", "weight bits", "parameters", "weight memory (bits)", "activation memory (bits)")
+    ]
     for row in rows:
         numbers = (row.macs, row.weight_bits, *row[4:])
-        lines.append((row.layer, "×".join(map(str, row.shape)), *(f"{number:,}" if number else "" for number in numbers)))
+        lines.append(
+            (row.layer, "×".join(map(str, row.shape)), *(f"{number:,}" if number else "" for number in numbers))
+        )
     widths = [max(map(len, column)) for column in zip(*lines)]
     return "\n".join(
-        "  ".join(text.ljust(width) if i < 2 else text.rjust(width) for i, (text, width) in enumerate(zip(line, widths)))
+        "  ".join(
+            text.ljust(width) if i < 2 else text.rjust(width) for i, (text, width) in enumerate(zip(line, widths))
+        )
         for line in lines
     )

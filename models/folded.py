@@ -70,7 +70,7 @@ class Folded(nn.Module):
 
 
 class _Layer:
-    """A convolution or product of ±1 and, but for the net's last one, the comparison that follows: ±1 again. float32."""
+    """A convolution or product of ±1 and, except in the last layer, the comparison after it: ±1 again. float32."""
 
     def __init__(self, module, norm, pool, first):
         self.module, self.pool = module, pool
@@ -118,7 +118,7 @@ class _Int8Layer(_Layer):
     def pack(self, weight):
         hidden, outputs = self.threshold is not None, len(weight)
         zero_point = 0 if self.pad else self.inputs
-        # Twice the sum, minus twice the threshold, plus 2: clamped to 0 .. 2 that is 0 below the threshold, 2 from it on.
+        # 2·sum - 2·threshold + 2, clamped to 0 .. 2, is 0 below the threshold and 2 from it on.
         scale = torch.full((outputs,), 2.0 if hidden else 1.0)
         bias = 2 - 2 * self.threshold if hidden else None
         if self.pad:
@@ -159,7 +159,7 @@ def find_threshold(norm, unit, bound):
 
 @functools.cache
 def int8_works():
-    """Has this CPU 8-bit arithmetic worth using, and does PyTorch's give just what float32 gives? Tried on small layers."""
+    """Does PyTorch's 8-bit arithmetic run on this CPU, and give exactly what float32 gives? Tried on small layers."""
     if "AVX" not in torch.backends.cpu.get_cpu_capability():
         return False
     random = torch.Generator().manual_seed(0)

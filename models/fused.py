@@ -41,7 +41,7 @@ def _statistics(x):
 
 
 def _signs(x, mean, gain, bias, softness, pool):
-    """The signs, softened, and where they are pooled which value of each window is the first largest one (int8, 0 to 3)."""
+    """The softened signs. With pool also which value of each window is the first largest one (int8, 0 to 3)."""
 
     def act(values):
         normal = (values.float() - mean) * gain + bias
@@ -53,7 +53,9 @@ def _signs(x, mean, gain, bias, softness, pool):
     windows = _windows(x)
     acts = [act(windows[:, :, i, :, j]) for i in (0, 1) for j in (0, 1)]
     largest = torch.maximum(torch.maximum(acts[0], acts[1]), torch.maximum(acts[2], acts[3]))
-    first = torch.where(acts[0] == largest, 0.0, torch.where(acts[1] == largest, 1.0, torch.where(acts[2] == largest, 2.0, 3.0)))
+    first = torch.where(
+        acts[0] == largest, 0.0, torch.where(acts[1] == largest, 1.0, torch.where(acts[2] == largest, 2.0, 3.0))
+    )
     return largest.to(x.dtype).permute(0, 3, 1, 2), first.to(torch.int8).permute(0, 3, 1, 2)
 
 
@@ -144,7 +146,9 @@ def _keep(ctx, inputs, output):
 
 
 def _differentiate(ctx, gradient, *_):
-    x_gradient, weight_gradient, bias_gradient = torch.ops.cnv.normalized_signs_backward(gradient, *ctx.saved_tensors, ctx.eps)
+    x_gradient, weight_gradient, bias_gradient = torch.ops.cnv.normalized_signs_backward(
+        gradient, *ctx.saved_tensors, ctx.eps
+    )
     return x_gradient, weight_gradient, bias_gradient, None, None, None
 
 

@@ -3,9 +3,9 @@
     model = to_qonnx(net)       # a qonnx ModelWrapper: images -> logits
     later = recoded(model)      # what FINN turns it into: 1-bit values -1 and +1 stored as 0 and 1
 
-FINN stores a ±1 activation as one bit, 0 for -1. Its padding writes zeros into that memory, so there a padded zero means
--1. A net that pads with a true zero must not get 1-bit activations before a padded convolution. Every hidden layer is
-therefore written in whole numbers,
+FINN stores a ±1 activation as one bit, 0 for -1. Its padding writes zeros into that memory, so there a padded zero
+means -1. A net that pads with a true zero must not get 1-bit activations before a padded convolution. Every hidden
+layer is therefore written in whole numbers,
 
     x = 2·sum + 1 - 2·threshold        an odd number, at least 1 where the sum reaches its threshold, else at most -1
 
@@ -15,14 +15,16 @@ and followed by one of two quantisers, both of which give the sign of x exactly:
     BipolarQuant                       before a linear layer
 
 A net with pad=-1 wants just that padding, but no operator of QONNX pads ±1 with -1. It is written as FINN stores it:
-activations 0 and 1, convolutions as Im2Col and XnorPopcountMatMul, which counts equal bits, thresholds on those counts.
+activations 0 and 1, convolutions as Im2Col and XnorPopcountMatMul, which counts equal bits, thresholds on the counts.
 
-Sums and thresholds are those of models/folded.py: where a batch norm falls, the weights of its channel have changed sign.
+Sums and thresholds are those of models/folded.py: where a batch norm falls, the weights of its channel have changed
+sign.
 
 Source: QONNX (Pappalardo et al., 2022) and FINN (Umuroglu et al., 2017).
 """
 
 import warnings
+from itertools import pairwise
 
 import torch
 
@@ -95,7 +97,7 @@ def _product(graph, x, layer):
 def _write_padding_0(graph, layers):
     """The layers of a net whose padding is a true zero. Returns the name of what the last one sums up."""
     x = graph.input("images")
-    for layer, following in zip(layers, layers[1:]):
+    for layer, following in pairwise(layers):
         x = _product(graph, x, layer)
         x = graph.add("Mul", x, 2 * layer.inputs)
         x = graph.add("Add", x, (1 - 2 * layer.threshold).view(1, -1, *[1, 1] * layer.conv))
@@ -212,7 +214,7 @@ def recoded(model):
 
 
 def _replace_by_thresholds(model, node, datatype):
-    """Put a MultiThreshold in the place of the quantiser of an activation: -1 and +1 (BIPOLAR), or -1, 0 and +1 (INT2)."""
+    """Put a MultiThreshold in the place of an activation's quantiser: -1, +1 (BIPOLAR), or -1, 0, +1 (INT2)."""
     import numpy as np
     from onnx import helper
 
@@ -230,5 +232,5 @@ def _replace_by_thresholds(model, node, datatype):
     )
     model.graph.node.insert(list(model.graph.node).index(node), thresholds)
     model.graph.node.remove(node)
-    middles = [(low + high) / 2 for low, high in zip(levels, levels[1:])]
+    middles = [(low + high) / 2 for low, high in pairwise(levels)]
     model.set_initializer(name, np.array([middles], np.float32))

@@ -58,9 +58,9 @@ class InputQ1_7(_ConstantScale, ActQuantSolver):
 class _Binary:
     """Mix-in for Brevitas' layers: where the latent weights come from, and weights that are not yet binary.
 
-    In training a layer computes with signs + softness·(latent - signs), the latent weights being scaled to twice their mean
-    magnitude and clamped to ±1. softness: a scalar buffer, 0 for signs, not saved. The gradient passes unchanged as it does
-    through the signs, whatever the softness is.
+    In training a layer computes with signs + softness·(latent - signs). Here the latent weights are divided by twice
+    their mean magnitude and clamped to ±1. softness: a scalar buffer, 0 for signs, not saved. The gradient passes
+    unchanged, as it does through the signs, whatever the softness is.
     """
 
     def __init__(self, *args, **kwargs):

@@ -6,8 +6,8 @@ In training and in evaluation the layer computes with the signs of
 
 where w is its latent weight, mean and std over the whole tensor. The latent weight itself is not changed: the optimiser
 steps it, checkpoints hold it, and weight noise is added to it. The gradient of the standardised weight goes to the
-latent weight as it is. Binarisation ignores the scale, so what changes the forward pass is the mean: a layer holds about
-as many +1 as -1.
+latent weight as it is. Binarisation ignores the scale, so what changes the forward pass is the mean: a layer holds
+about as many +1 as -1.
 
 Source: the idea is Qiao et al., "Micro-Batch Training with Batch-Channel Normalization and Weight Standardization"
 (2019), there per output channel; the formula is the original repository's.

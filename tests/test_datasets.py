@@ -6,6 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from made import write_cifar10
 from PIL import Image
 from torchvision import datasets, transforms
 
@@ -17,7 +18,6 @@ from CIFARDataset import CIFAR10, CIFAR100
 from cli import UserError
 from faults import Fault, image_bits
 from loader import EvalBatches, TrainBatches, with_fault
-from made import write_cifar10
 
 BASELINE = Fault.of("baseline", 6, -1)
 CPU = torch.device("cpu")
@@ -50,13 +50,17 @@ def test_cifar100(tmp_path):
     assert np.array_equal(dataset[1][0].mul(255).round().byte().flatten().numpy(), data[1])
 
 
-@pytest.mark.parametrize("transform", (None, transforms.ToTensor(), transforms.PILToTensor(), transforms.RandomCrop(32, 4)))
+@pytest.mark.parametrize(
+    "transform", (None, transforms.ToTensor(), transforms.PILToTensor(), transforms.RandomCrop(32, 4))
+)
 def test_fault_comes_after_the_transform_on_the_8_bit_image(tmp_path, transform):
     write_cifar10(tmp_path)
     items = {}
     for mem_fault in ("baseline", "faulty", "reparied_n", "repaired_s"):
         torch.manual_seed(0)  # the same crops
-        dataset = CIFAR10(tmp_path, mem_fault, train=False, transform=transform, faulty_bit=5, neighbor_offset=1, seed=9)
+        dataset = CIFAR10(
+            tmp_path, mem_fault, train=False, transform=transform, faulty_bit=5, neighbor_offset=1, seed=9
+        )
         items[mem_fault] = (torch.stack([image for image, _ in dataset]).double() * 255).round().int().numpy()
     clean = items["baseline"]
     broken = image_bits(9, range(6), (3, 32, 32)).int().numpy()
@@ -83,7 +87,7 @@ def test_items_equal_the_loader_whatever_order_and_workers(tmp_path):
     assert torch.equal(torch.stack([image for image, _ in dataset]), expected)
     assert torch.equal(dataset[-1][0], expected[5]) and torch.equal(dataset[2][0], expected[2])
     for workers in (0, 2):
-        (others, other_labels), = torch.utils.data.DataLoader(dataset, batch_size=6, num_workers=workers)
+        ((others, other_labels),) = torch.utils.data.DataLoader(dataset, batch_size=6, num_workers=workers)
         assert torch.equal(others, expected) and torch.equal(other_labels, labels)
 
 
@@ -129,7 +133,18 @@ def damage(folder):
 
 @pytest.mark.parametrize(
     "word",
-    "missing|truncated|no CIFAR file|a list instead|builtins.print|'data'|uint8|each of 6|from 0 to 9|'labels'".split("|"),
+    [
+        "missing",
+        "truncated",
+        "no CIFAR file",
+        "a list instead",
+        "builtins.print",
+        "'data'",
+        "uint8",
+        "each of 6",
+        "from 0 to 9",
+        "'labels'",
+    ],
 )
 def test_damaged_files_are_named_and_execute_nothing(tmp_path, capsys, word):
     folder = write_cifar10(tmp_path)
@@ -145,19 +160,21 @@ def test_no_download_possible(tmp_path, monkeypatch):
         raise OSError("no route to host")
 
     monkeypatch.setattr(datasets.cifar, "download_and_extract_archive", unreachable)
-    with pytest.raises(UserError, match="put cifar-10-python.tar.gz into .*run.sh demo needs no download") as error:
+    with pytest.raises(UserError, match=r"put cifar-10-python\.tar\.gz into .*run\.sh demo needs no download") as error:
         CIFAR10(tmp_path, download=True)
     assert "\n" not in str(error.value)
 
 
 def test_demo_set_is_deterministic_and_in_cifars_format(tmp_path, monkeypatch):
-    monkeypatch.setattr(demo, "BATCHES", {name: 20 for name in demo.BATCHES})
+    monkeypatch.setattr(demo, "BATCHES", dict.fromkeys(demo.BATCHES, 20))
     images, labels = loader.load("demo", tmp_path / "a", train=True)
     again, _ = loader.load("demo", tmp_path / "b", train=True)
     assert images.shape == (100, 3, 32, 32) and images.dtype == torch.uint8 and torch.equal(images, again)
     assert set(labels.tolist()) <= set(range(10))
     for name in demo.BATCHES:
-        assert (tmp_path / "a/demo-batches-py" / name).read_bytes() == (tmp_path / "b/demo-batches-py" / name).read_bytes()
+        assert (tmp_path / "a/demo-batches-py" / name).read_bytes() == (
+            tmp_path / "b/demo-batches-py" / name
+        ).read_bytes()
     monkeypatch.setattr(datasets.cifar, "check_integrity", lambda path, md5=None: True)
     monkeypatch.setattr(datasets.CIFAR10, "base_folder", "demo-batches-py")
     theirs = datasets.CIFAR10(tmp_path / "a")  # torchvision reads it
@@ -211,11 +228,11 @@ def test_tiny_imagenet_cache(tiny, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore:'mode' parameter is deprecated")
 def test_tiny_imagenet_bad_input(tiny, tmp_path):
-    with pytest.raises(UserError, match="python trans.py says where"):
+    with pytest.raises(UserError, match=r"python trans\.py says where"):
         tiny_imagenet.load(tmp_path / "nowhere", True, 1)
     broken = tiny / "val" / "n00000003" / "images" / "val_0.JPEG"
     broken.write_bytes(broken.read_bytes()[:200])
-    with pytest.raises(UserError, match="n00000003/images/val_0.JPEG is no readable image"):
+    with pytest.raises(UserError, match=r"n00000003/images/val_0\.JPEG is no readable image"):
         tiny_imagenet.load(tiny, False, 2)
     Image.new("RGB", (32, 64)).save(broken)
     with pytest.raises(UserError, match="32×64"):
@@ -242,7 +259,9 @@ def to_bytes(images):
     return (images.double() * 255).round().int()
 
 
-@pytest.mark.parametrize("count,batch_size,world,duplicate", [(100, 16, 1, 1), (100, 8, 2, 1), (66, 16, 2, 3), (97, 32, 1, 1)])
+@pytest.mark.parametrize(
+    "count,batch_size,world,duplicate", [(100, 16, 1, 1), (100, 8, 2, 1), (66, 16, 2, 3), (97, 32, 1, 1)]
+)
 def test_a_pass_hands_out_every_image_once_and_processes_share_it(count, batch_size, world, duplicate):
     images, labels = numbered(count)
     ranks = [
@@ -251,13 +270,13 @@ def test_a_pass_hands_out_every_image_once_and_processes_share_it(count, batch_s
     ]
     assert len({len(batches) for batches in ranks}) == 1
     seen = Counter(label for batches in ranks for _, labels in batches for label in labels.tolist())
-    assert seen == {label: duplicate for label in range(count)}
+    assert seen == dict.fromkeys(range(count), duplicate)
     assert all(len(labels) >= 2 for batches in ranks for _, labels in batches)
     for batches in ranks:
         for images, labels in batches:
             assert (to_bytes(images)[:, 0].amax((1, 2)) == labels).all()
     alone = TrainBatches(*numbered(count), batch_size * world, 0, [BASELINE], 1, CPU, duplicate)
-    for step, (images, labels) in enumerate(alone.epoch(0)):  # the processes' batches are shares of one
+    for step, (_, labels) in enumerate(alone.epoch(0)):  # the processes' batches are shares of one
         together = torch.cat([batches[step][1] for batches in ranks])
         assert sorted(together.tolist()) == sorted(labels.tolist())
 

@@ -29,7 +29,7 @@ def save_net(sess, dataset="cifar10", wsconv=False):
 
 @pytest.fixture
 def call(monkeypatch, capsys):
-    """Runs the script in this process. Returns its exit status, and what it printed but for the warning about the data."""
+    """Runs the script in this process. Returns its exit status, and what it printed except the data's warning."""
 
     def call(*words):
         monkeypatch.setattr(sys, "argv", ["export_finn.py", *words])
@@ -48,7 +48,8 @@ def check_graph(path, topology, batch, classes):
     onnx = pytest.importorskip("onnx")
     model = onnx.load(path)
     shapes = [
-        [dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in (model.graph.input[0], model.graph.output[0])
+        [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for value in (model.graph.input[0], model.graph.output[0])
     ]
     assert [model.graph.input[0].name, model.graph.output[0].name] == ["images", "logits"]
     assert shapes == [[batch, 3, topology.size, topology.size], [batch, classes]]
@@ -69,7 +70,9 @@ def check_graph(path, topology, batch, classes):
     settings = [[float(values[name]) for name in node.input[1:]] for node in quantisers]
     assert settings == [[2**-7, 0, 8]] + [[1, 0, 2]] * (convs - 1)  # scale, zero point, bits
     adds = [values[node.input[1]] for node in model.graph.node if node.op_type == "Add"][1:-1]
-    assert len(adds) == layers - 1 and all(np.array_equal(add % 2, np.ones_like(add)) for add in adds)  # odd whole numbers
+    assert len(adds) == layers - 1 and all(
+        np.array_equal(add % 2, np.ones_like(add)) for add in adds
+    )  # odd whole numbers
     return {entry.key: entry.value for entry in model.metadata_props}
 
 
@@ -111,7 +114,13 @@ def small_export(tmp_path, monkeypatch, pad=0, conv=((8, False), (16, True), (8,
         for _ in range(20):
             net(torch.rand(16, 3, 32, 32))
     options = {"dataset": "cifar10", "wsconv": False, "pad": pad}
-    state = {"net": net.state_dict(), "acc": 12.5, "epoch": 1, "rng_state": torch.get_rng_state(), "log": [{"epoch": 1}]}
+    state = {
+        "net": net.state_dict(),
+        "acc": 12.5,
+        "epoch": 1,
+        "rng_state": torch.get_rng_state(),
+        "log": [{"epoch": 1}],
+    }
     checkpoints.save(checkpoints.path_of("cifar10_smaller", 11111), {**state, "options": options})
     return net.eval()
 
@@ -130,7 +139,9 @@ def test_file_and_its_recoded_form_equal_brevitas(tmp_path, call, monkeypatch, p
     net = small_export(tmp_path, monkeypatch, pad)
     status, out, err = call("--data", ".", "--verify", "4")
     assert status == 0, err
-    assert [line.split(": ")[1] for line in out.splitlines()[:2]] == ["4 of 4 test images predicted alike, logits differ by at most 0"] * 2
+    assert [line.split(": ")[1] for line in out.splitlines()[:2]] == [
+        "4 of 4 test images predicted alike, logits differ by at most 0"
+    ] * 2
     images = torch.rand(5, 3, 32, 32)
     with torch.no_grad():
         expected = net(images).numpy()
@@ -140,7 +151,11 @@ def test_file_and_its_recoded_form_equal_brevitas(tmp_path, call, monkeypatch, p
     later = recoded(model)
     assert np.array_equal(execute(later, images), expected)
     kinds = [node.op_type for node in later.graph.node]
-    assert kinds.count("XnorPopcountMatMul") == (3 if pad == 0 else 5) and "Conv" not in kinds and "BipolarQuant" not in kinds
+    assert (
+        kinds.count("XnorPopcountMatMul") == (3 if pad == 0 else 5)
+        and "Conv" not in kinds
+        and "BipolarQuant" not in kinds
+    )
 
     given, logits = (np.load(FILE.with_suffix(f".{name}.npy")) for name in ("input", "expected_output"))
     pixels = load("cifar10", ".", train=False)[0][:4].numpy()
@@ -155,7 +170,9 @@ def test_one_bit_activations_before_a_padded_convolution_are_found(tmp_path, cal
     quant = qonnx_graph._Graph.quant
     with monkeypatch.context() as patch:
         patch.setattr(
-            qonnx_graph._Graph, "quant", lambda graph, x, bits, **rest: graph.bipolar(x) if bits == 2 else quant(graph, x, bits, **rest)
+            qonnx_graph._Graph,
+            "quant",
+            lambda graph, x, bits, **rest: graph.bipolar(x) if bits == 2 else quant(graph, x, bits, **rest),
         )
         status, out, err = call("--data", ".", "--verify", "4")
     assert status == 1 and err.count("\n") == 1
@@ -195,7 +212,10 @@ def test_no_file_stays_that_differs_from_the_net(tmp_path, call, monkeypatch):
         patch.setattr(export_finn, "to_qonnx", wrong)
         status, _, err = call("--data", ".")
     assert status == 1 and err.count("\n") == 1
-    assert "is not written: as it is, against the net, 6 of 6 test images predicted alike, logits differ by at most 0.01" in err
+    assert (
+        "is not written: as it is, against the net, 6 of 6 test images predicted alike, logits differ by at most 0.01"
+        in err
+    )
     assert list(FILE.parent.iterdir()) == []
 
     assert call("--data", ".", "--verify", "2")[0] == 0 and len(list(FILE.parent.iterdir())) == 3
@@ -214,7 +234,12 @@ def test_no_file_stays_that_differs_from_the_net(tmp_path, call, monkeypatch):
 )
 def test_bad_input(call, words, complaint):
     net = checkpoints.build_net("cifar10", False, pad=-1)
-    state = {"net": net.state_dict(), "acc": 12.5, "epoch": 1, "options": {"dataset": "cifar10", "wsconv": False, "pad": -1}}
+    state = {
+        "net": net.state_dict(),
+        "acc": 12.5,
+        "epoch": 1,
+        "options": {"dataset": "cifar10", "wsconv": False, "pad": -1},
+    }
     checkpoints.save(checkpoints.path_of("padded", 11111), {**state, "log": [{"epoch": 1}]})
     status, _, err = call(*words)
     assert status == 1 and err.count("\n") == 1 and complaint in err
@@ -246,7 +271,10 @@ def test_costs_by_hand():
     assert rows["conv 3"][1:] == ((16, 32, 32), 144 * 16 * 4096, 1, 2304 + 32, 2304, 16384)
     assert rows["conv 15"][1:] == ((256, 2, 2), 2304 * 256 * 16, 1, 589824 + 512, 589824, 1024)
     assert rows["fc 3"].activation_memory == 200 * 10  # -256 … 256
-    assert rows["total"].macs == 1_769_472 + 3 * 4_718_592 + 4_718_592 + 10 * 9_437_184 + 512 * 1024 + 256 * 512 + 200 * 256
+    assert (
+        rows["total"].macs
+        == 1_769_472 + 3 * 4_718_592 + 4_718_592 + 10 * 9_437_184 + 512 * 1024 + 256 * 512 + 200 * 256
+    )
     net = checkpoints.build_net("tiny_imagenet", False)
     assert rows["total"].parameters == sum(parameter.numel() for parameter in net.parameters())
 

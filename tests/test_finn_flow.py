@@ -29,7 +29,9 @@ def test_bad_input_gets_one_line(tmp_path, complain):
 
     def write(name, batch):
         names = ("images", "logits")
-        images, logits = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [batch, 3, 4, 4]) for name in names)
+        images, logits = (
+            onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [batch, 3, 4, 4]) for name in names
+        )
         node = onnx.helper.make_node("Identity", ["images"], ["logits"])
         onnx.save(onnx.helper.make_model(onnx.helper.make_graph([node], "g", [images], [logits])), name)
 
@@ -67,13 +69,21 @@ def test_run_sh_exports_and_runs_in_an_environment_of_its_own(tmp_path, root, mo
     stub.chmod(0o755)
     monkeypatch.setenv("PATH", f"{stub.parent}:/usr/bin:/bin")
     monkeypatch.setenv("WSCONV", "1")
-    result = subprocess.run([tmp_path / "run.sh", "finn", "demo", "--images", "2"], capture_output=True, text=True, timeout=60)
+    result = subprocess.run(
+        [tmp_path / "run.sh", "finn", "demo", "--images", "2"], capture_output=True, text=True, timeout=60
+    )
     assert result.returncode == 0, result.stderr
     lines = (tmp_path / "log").read_text().splitlines()
-    assert any(line.startswith(".venv-finn/bin/python -m pip install") and "--no-deps -r requirements-finn.txt" in line for line in lines)
+    assert any(
+        line.startswith(".venv-finn/bin/python -m pip install") and "--no-deps -r requirements-finn.txt" in line
+        for line in lines
+    )
     assert lines[-2:] == [
         ".venv/bin/python export_finn.py --sess demo_smaller_wsconv --seed 11111 --data data",
         ".venv-finn/bin/python finn_flow.py export_finn/ckpt.t7.demo_smaller_wsconv_11111.qonnx.onnx --images 2",
     ]
     wrong = subprocess.run([tmp_path / "run.sh", "finn", "mnist"], capture_output=True, text=True, timeout=60)
-    assert wrong.returncode == 1 and wrong.stderr == "error: 'mnist' is no data set: finn demo, cifar10, cifar100 or tiny_imagenet\n"
+    assert (
+        wrong.returncode == 1
+        and wrong.stderr == "error: 'mnist' is no data set: finn demo, cifar10, cifar100 or tiny_imagenet\n"
+    )

@@ -55,7 +55,7 @@ def numpy_forward(net, images, topology, standardized=False):
     x = 2 * images.double().numpy() - 1
     x = np.clip(np.round(x * 128), -128, 127) / 128
     i = 1
-    for width, pool in topology.conv:
+    for _, pool in topology.conv:
         weight = state[f"conv_features.{i}.weight"]
         weight = binary(weight - weight.mean() if standardized else weight)
         pad = topology.padding
@@ -182,7 +182,9 @@ def test_padding_value_by_hand():
     given = {}
     layers = [layer for layer in net.binary_layers() if layer.weight.dim() == 4]
     for layer in layers:
-        layer.register_forward_hook(lambda layer, inputs, output: given.update({layer: (inputs[0].detach(), output.detach())}))
+        layer.register_forward_hook(
+            lambda layer, inputs, output: given.update({layer: (inputs[0].detach(), output.detach())})
+        )
     for mode in (net.train(), net.eval()):
         mode(torch.rand(3, 3, 4, 4))
         for i, layer in enumerate(layers):
@@ -238,10 +240,17 @@ def test_softened_activations_by_hand():
     trained_like(net).train()
     net.soften(0.3, 0)
     normal, given = {}, {}
-    layers = {"conv": (net.conv_features[2], net.linear_features[0]), "fc": (net.linear_features[1], net.linear_features[3])}
+    layers = {
+        "conv": (net.conv_features[2], net.linear_features[0]),
+        "fc": (net.linear_features[1], net.linear_features[3]),
+    }
     for name, (norm, following) in layers.items():
-        norm.register_forward_hook(lambda module, inputs, output, name=name: normal.update({name: output.detach().flatten(1).numpy()}))
-        following.register_forward_pre_hook(lambda module, inputs, name=name: given.update({name: inputs[0].detach().numpy()}))
+        norm.register_forward_hook(
+            lambda module, inputs, output, name=name: normal.update({name: output.detach().flatten(1).numpy()})
+        )
+        following.register_forward_pre_hook(
+            lambda module, inputs, name=name: given.update({name: inputs[0].detach().numpy()})
+        )
     net(torch.rand(6, 3, 2, 2))
     for name, x in normal.items():
         np.testing.assert_allclose(given[name], 0.3 * x.clip(-1, 1) + 0.7 * binary(x), atol=1e-6)
@@ -252,7 +261,7 @@ def test_softened_activations_by_hand():
 
 @pytest.mark.parametrize("wsconv", (False, True))
 def test_softened_weights_by_hand(wsconv):
-    """Training mixes the clamped latent weights into the signs, the gradient passing unchanged; evaluation never does."""
+    """Training mixes the clamped latents into the signs, the gradient passes unchanged; evaluation never does."""
     net = CNV(Topology(2, ((3, False),), (5,)), 10, wsconv)
     trained_like(net).train()
     net.soften(0, 0.3)

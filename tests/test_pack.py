@@ -2,6 +2,7 @@
 
 import hashlib
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -56,7 +57,7 @@ def test_packed_net_is_the_net(call, wsconv):
         assert torch.equal(again(images), net(images))
     with open(PACKED, "rb") as file:
         assert hashlib.sha256(file.read()).hexdigest() in text
-    assert "made for this test" in text and open(PACKED.replace(".pth", ".txt")).read() == text
+    assert "made for this test" in text and Path(PACKED.replace(".pth", ".txt")).read_text() == text
 
 
 @pytest.fixture
@@ -77,7 +78,7 @@ def test_used_where_no_trained_one_is(call, packed_only):
     with pytest.raises(UserError, match="is missing"):
         call(train_smaller, "--train", "--resume")
 
-    words = "--bits 6 --rate --runs 2 --sigma 0.2 --flip 0.1".split()
+    words = ["--bits", "6", "--rate", "--runs", "2", "--sigma", "0.2", "--flip", "0.1"]
     output = call(sweep, *words)
     assert f"{PACKED} is packed, without the latent weights that weight noise needs" in output
     rows, _ = sweep.tables.read(sweep.Path("results/cifar10_smaller_11111/sweep.csv"))
@@ -120,7 +121,10 @@ def test_damaged_and_foreign_files(call, packed_only):
     whole = torch.load(PACKED)
     for damage, complaint in (
         ({**whole, "signs": {"a": 1}}, "its 'signs' are damaged"),
-        ({**whole, "signs": {key: {**entry, "bits": entry["bits"][:5]} for key, entry in whole["signs"].items()}}, "'signs' are damaged"),
+        (
+            {**whole, "signs": {key: {**entry, "bits": entry["bits"][:5]} for key, entry in whole["signs"].items()}},
+            "'signs' are damaged",
+        ),
         ({**whole, "signs": {}}, "conv_features.1.weight is absent in the file"),
     ):
         torch.save(damage, PACKED)

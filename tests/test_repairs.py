@@ -24,7 +24,8 @@ def pictures(count=3, height=7, width=9):
     """Smooth images with noise: uint8 N×3×H×W, in channels_last order as those of loader.py are."""
     random = np.random.default_rng(count)
     waves = sum(
-        random.uniform(20, 60, (count, 3, 1, 1)) * np.sin(random.uniform(0.1, 0.8) * axis + random.uniform(0, 6, (count, 3, 1, 1)))
+        random.uniform(20, 60, (count, 3, 1, 1))
+        * np.sin(random.uniform(0.1, 0.8) * axis + random.uniform(0, 6, (count, 3, 1, 1)))
         for axis in (np.arange(height)[:, None], np.arange(width))
     )
     images = torch.from_numpy((128 + waves + random.normal(0, 6, waves.shape)).clip(0, 255).astype(np.uint8))
@@ -108,11 +109,19 @@ def test_nothing_depends_on_what_the_broken_bit_reads_nor_changes_another_bit(re
         fault = Fault.of(repair, bit, 1 if bit == 0 else -1, fitted_to(images))
         before = images.clone()
         results = [
-            fault.apply(images, lambda shape, value=value: torch.full(shape, value, dtype=torch.uint8)) for value in (0, 1)
-        ] + [fault.apply(images, lambda shape: torch.from_numpy(np.random.default_rng(1).integers(0, 2, shape, np.uint8)))]
+            fault.apply(images, lambda shape, value=value: torch.full(shape, value, dtype=torch.uint8))
+            for value in (0, 1)
+        ] + [
+            fault.apply(
+                images, lambda shape: torch.from_numpy(np.random.default_rng(1).integers(0, 2, shape, np.uint8))
+            )
+        ]
         assert all(torch.equal(result, results[0]) for result in results)
         assert results[0].dtype == torch.uint8 and torch.equal(images, before)
-        assert repair in ("midpoint", "learned_mean") or ((results[0] ^ images) & ~torch.tensor(1 << bit, dtype=torch.uint8)).max() == 0
+        assert (
+            repair in ("midpoint", "learned_mean")
+            or ((results[0] ^ images) & ~torch.tensor(1 << bit, dtype=torch.uint8)).max() == 0
+        )
         alone = torch.cat([mend_alone(fault, image) for image in images])
         assert torch.equal(alone, results[0])  # no image has a part in another's repair
 
@@ -160,7 +169,11 @@ def test_learned_repair_by_hand():
         zeros = image - (image >> bit & 1) * 2**bit
         x = np.concatenate([zeros / 128 - 1, (zeros + total * 2**bit) / 128 - 1, 2.0 * total - 1])
         for number, dilation in enumerate(predictor.DILATIONS):
-            x = convolve(np.maximum(x, 0) if number else x, *(state[f"{2 * number}.{key}"].double().numpy() for key in ("weight", "bias")), dilation)
+            x = convolve(
+                np.maximum(x, 0) if number else x,
+                *(state[f"{2 * number}.{key}"].double().numpy() for key in ("weight", "bias")),
+                dilation,
+            )
         sure = np.abs(x) > 1e-4
         assert sure.mean() > 0.99 and np.array_equal(result[sure], (zeros + (x > 0) * 2**bit)[sure])
         assert np.abs(mean - zeros - 2**bit / (1 + np.exp(-x))).max() < 0.501
@@ -202,7 +215,9 @@ def minimum_cut(zeros, step):
 
 @pytest.mark.parametrize("bit", BITS)
 def test_total_variation_against_minimum_cuts(bit):
-    images = torch.cat([pictures(2, 16, 20), torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, 3, 16, 20), np.uint8))])
+    images = torch.cat(
+        [pictures(2, 16, 20), torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, 3, 16, 20), np.uint8))]
+    )
     step = 1 << bit
     mended = mend("variation", images, bit)
     zeros = images.numpy().astype(int) // (2 * step) * (2 * step) + images.numpy() % step

@@ -89,8 +89,17 @@ def test_demo_from_training_to_the_tables(project):
     results = project / "results" / "demo_smaller_11111"
     assert out.endswith("results/demo_smaller_11111: sweep.csv, tables.md, summary.json, plots\n")
     with open(results / "sweep.csv") as file:
-        swept = {(row["fault"], row["bit"], row["repair"], row["source"]): row["top1"] for row in csv.DictReader(file) if row["level"] in ("", "1.0")}
-    cells = [("none", "", "", ""), ("random", "6", "", ""), ("random", "6", "repaired_n", "5"), ("random", "6", "repaired_s", "7")]
+        swept = {
+            (row["fault"], row["bit"], row["repair"], row["source"]): row["top1"]
+            for row in csv.DictReader(file)
+            if row["level"] in ("", "1.0")
+        }
+    cells = [
+        ("none", "", "", ""),
+        ("random", "6", "", ""),
+        ("random", "6", "repaired_n", "5"),
+        ("random", "6", "repaired_s", "7"),
+    ]
     assert [f"{float(swept[cell]):.3f}" for cell in cells] == accuracies  # those of the short table
 
     edit(project, "run.sh", "TRAIN:-1", "TRAIN:-0")
@@ -121,7 +130,7 @@ def test_demo_from_training_to_the_tables(project):
 @pytest.mark.parametrize(
     "words,complaint",
     [
-        (("mnist",), "error: 'mnist' is unknown: demo, cifar10, cifar100, tiny_imagenet, test or finn"),
+        (("mnist",), "error: 'mnist' is unknown: demo, cifar10, cifar100, tiny_imagenet, test, check or finn"),
         (("tiny_imagenet",), "python trans.py says where to get Tiny-ImageNet"),
         (("demo", "--epochs", "-1"), "error: argument --epochs: -1 is out of range: at least 1"),
         (("demo", "--sess=x"), "error: --sess=x names the checkpoint"),

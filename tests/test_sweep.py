@@ -30,10 +30,34 @@ from tables import BASELINE, Cell
 
 TINY = Topology(size=32, conv=((8, True), (16, True)), fc=(24,))
 ROWS = 20  # test images
-FEW = "--data . --bits 7 3 --repair repaired_n repaired_s not_msb neighbors --rate 0.01 0.3 1 --rate_bits 6 --sigma 0 0.3 --flip 0.02 --runs 3".split()
+FEW = [
+    "--data",
+    ".",
+    "--bits",
+    "7",
+    "3",
+    "--repair",
+    "repaired_n",
+    "repaired_s",
+    "not_msb",
+    "neighbors",
+    "--rate",
+    "0.01",
+    "0.3",
+    "1",
+    "--rate_bits",
+    "6",
+    "--sigma",
+    "0",
+    "0.3",
+    "--flip",
+    "0.02",
+    "--runs",
+    "3",
+]
 FOLDER = Path("results/cifar10_smaller_11111")
-FILES = ["bits.png", "bits.svg", "flips.png", "flips.svg", "images.png", "images.svg", "ladder.png", "ladder.svg", "noise.png", "noise.svg",
-         "rates.png", "rates.svg", "summary.json", "sweep.csv", "tables.md"]  # fmt: skip
+PLOTS = ("bits", "flips", "images", "ladder", "noise", "rates")
+FILES = [*(f"{name}.{kind}" for name in PLOTS for kind in ("png", "svg")), "summary.json", "sweep.csv", "tables.md"]
 
 
 def save_net(sess, wsconv=False):
@@ -52,7 +76,7 @@ def ready(tmp_path, monkeypatch):
 
 @pytest.fixture
 def call(monkeypatch, capsys):
-    """Runs a script in this process. Returns its exit status, and what it printed but for the warning about the data."""
+    """Runs a script in this process. Returns its exit status, and what it printed except the data's warning."""
 
     def call(*words, script=sweep):
         monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *words])
@@ -137,7 +161,8 @@ def test_cells_against_brevitas_and_the_items_of_the_data_set(ready, call, sess)
     folder = Path("results") / f"{sess}_11111"
     labels = torch.tensor(CIFAR10(".", train=False).targets)
     rows = csv_rows(folder)
-    # a baseline; per bit 3 random, 2 stuck, 7 copies, neighbors, for bit 3 not_msb; 3 rates of bit 6; 2 noises, 1 probability, each 3 runs
+    # a baseline; per bit 3 random, 2 stuck, 7 copies, neighbors, for bit 3 not_msb; 3 rates of bit 6;
+    # 2 noises, 1 probability, each 3 runs
     assert len(rows) == 1 + 2 * (3 + 2 + 7 + 1) + 1 + 3 * 3 + 3 * 3
     clean = (items("baseline", 0) * 255).round().astype(int)
     accuracies = set()
@@ -192,7 +217,9 @@ def test_a_cell_is_wanted_once(monkeypatch):
 
     cells = wanted()
     assert len(cells) == len(set(cells))
-    planes = 8 * (10 + 2 + 7 + 7) + 7  # each bit: ten random, two stuck, each other bit copied, 7 repairs; not_msb but for bit 7
+    planes = (
+        8 * (10 + 2 + 7 + 7) + 7
+    )  # each bit: ten random, two stuck, each other bit copied, 7 repairs; not_msb but for bit 7
     assert len(cells) == 1 + planes + 3 * 5 * 10 + 2 * 5 * 10 + 6 * 10
     nothing = ["--bits", "--rate", "--sigma", "--flip"]
     assert wanted(*nothing) == [BASELINE]
@@ -205,8 +232,12 @@ def test_a_repair_of_ones_own(ready, call, monkeypatch):
     def complement(images, bit):
         return faults.set_bit(images, bit, 1 - faults.get_bit(images, 0))
 
-    monkeypatch.setitem(faults.REPAIRS, "repaired_c", faults.Repair(complement, "the opposite of the LSB", faults.Cost(1, 0, 0, 0)))
-    status, _, err = call("--data", ".", "--bits", "6", "--repair", "repaired_c", "--rate", "--sigma", "--flip", "--runs", "1")
+    monkeypatch.setitem(
+        faults.REPAIRS, "repaired_c", faults.Repair(complement, "the opposite of the LSB", faults.Cost(1, 0, 0, 0))
+    )
+    status, _, err = call(
+        "--data", ".", "--bits", "6", "--repair", "repaired_c", "--rate", "--sigma", "--flip", "--runs", "1"
+    )
     assert status == 0, err
     assert [row["repair"] for row in csv_rows() if row["repair"]] == ["repaired_c"]
     text = (FOLDER / "tables.md").read_text()
@@ -270,22 +301,26 @@ def parse_tables(text):
 
 
 def test_weight_standardisation_is_chosen_for_a_sweep(ready, call):
-    """A net trained without it, swept with it: the figures of the same latents less their mean, in a folder of their own."""
+    """A net trained without it, swept with it: the figures of the latents less their mean, in their own folder."""
     checkpoint = torch.load(checkpoints.path_of("cifar10_smaller", 11111))
-    for key, weight in checkpoint["net"].items():
-        if weight.dim() == 4:
-            weight += 0.2
+    convolutions = [weight for weight in checkpoint["net"].values() if weight.dim() == 4]
+    for weight in convolutions:
+        weight += 0.2
     checkpoints.save(checkpoints.path_of("cifar10_smaller", 11111), checkpoint)
-    for key, weight in checkpoint["net"].items():
-        if weight.dim() == 4:
-            weight -= weight.mean()
+    for weight in convolutions:
+        weight -= weight.mean()
     checkpoints.save(checkpoints.path_of("centred", 11111), checkpoint)
-    few = "--data . --bits 6 --repair --rate --sigma --flip 0.02 --runs 2".split()
-    status, out, err = call("--sess", "cifar10_smaller", "cifar10_smaller_wsconv", "centred", *few)
+    few = ["--data", ".", "--bits", "6", "--repair", "--rate", "--sigma", "--flip", "0.02", "--runs", "2"]
+    status, _, err = call("--sess", "cifar10_smaller", "cifar10_smaller_wsconv", "centred", *few)
     assert status == 0, err
-    status, out, err = call("--sess", "cifar10_smaller", "cifar10_smaller_wsconv", "--wsconv", *few)
+    status, _, err = call("--sess", "cifar10_smaller", "cifar10_smaller_wsconv", "--wsconv", *few)
     assert status == 0, err
-    names = ["centred_11111", "cifar10_smaller_11111", "cifar10_smaller_tested_with_wsconv_11111", "cifar10_smaller_wsconv_11111"]
+    names = [
+        "centred_11111",
+        "cifar10_smaller_11111",
+        "cifar10_smaller_tested_with_wsconv_11111",
+        "cifar10_smaller_wsconv_11111",
+    ]
     assert sorted(path.name for path in Path("results").iterdir() if path.name != "fitted") == names
     centred, plain, other, _ = (csv_rows(Path("results") / name) for name in names)
     assert {row["sess"] for row in other} == {"cifar10_smaller_tested_with_wsconv"}
@@ -299,7 +334,11 @@ def test_tables_parse_back_to_the_figures_of_the_csv(ready, call):
     assert {row["checkpoint"] for row in rows}.isdisjoint(row["checkpoint"] for row in other)
 
     def accuracies(rows, **what):
-        return [100 * int(row["correct"]) / int(row["n"]) for row in rows if all(row[key] == value for key, value in what.items())]
+        return [
+            100 * int(row["correct"]) / int(row["n"])
+            for row in rows
+            if all(row[key] == value for key, value in what.items())
+        ]
 
     def check(cell, values):
         mean, std, low, high = re.fullmatch(r"([\d.]+)(?: ± ([\d.]+))? \[([\d.]+), ([\d.]+)\]", cell).groups()
@@ -316,9 +355,20 @@ def test_tables_parse_back_to_the_figures_of_the_csv(ready, call):
 
     text = (FOLDER / "tables.md").read_text()
     found = parse_tables(text)
-    titles = ["Broken bit planes", "Share of a plane's bits broken, reading at random", "Weight noise", "Weight bit errors"]
-    of_images = ["Broken bits that read, or were repaired, as they were (%)", "Peak signal-to-noise ratio of the images (dB)", "The repairs"]
-    assert [table[0] for table in found] == titles + of_images + titles  # the session's own, then the difference to the other one
+    titles = [
+        "Broken bit planes",
+        "Share of a plane's bits broken, reading at random",
+        "Weight noise",
+        "Weight bit errors",
+    ]
+    of_images = [
+        "Broken bits that read, or were repaired, as they were (%)",
+        "Peak signal-to-noise ratio of the images (dB)",
+        "The repairs",
+    ]
+    assert [
+        table[0] for table in found
+    ] == titles + of_images + titles  # the session's own, then the difference to the other one
     assert "## cifar10_smaller_11111 / cifar10_smaller_wsconv_11111 (difference)" in text
 
     _, head, *lines = found[0]
@@ -355,7 +405,7 @@ def test_tables_parse_back_to_the_figures_of_the_csv(ready, call):
 
 
 def test_what_repairs_win_back():
-    """Of 80 % and the mean of 30 and 50 %, 70 % are three quarters of the way back; too little is lost at bit 6 to tell."""
+    """From the mean of 30 and 50 % to 80 %, 70 % is three quarters of the way; bit 6 loses too little to tell."""
     measured = {
         BASELINE: 800,
         Cell("random", 7, level=1.0): 300,
@@ -384,19 +434,34 @@ def test_what_repairs_win_back():
 
 def test_matrices_of_several_nets(ready, call):
     call("--sess", "cifar10_smaller", "cifar10_smaller_wsconv", *FEW)
-    one, two = (tables.read(Path(f"results/{name}_11111/sweep.csv"))[0] for name in ("cifar10_smaller", "cifar10_smaller_wsconv"))
+    one, two = (
+        tables.read(Path(f"results/{name}_11111/sweep.csv"))[0]
+        for name in ("cifar10_smaller", "cifar10_smaller_wsconv")
+    )
     two = [row for row in two if row["repair"] != "neighbors"]
     text = tables.markdown("one", one, {"two": two, "three": one}).split("## Nets × what they are tested on")[1]
     bit_7, bit_6, bit_3, flips = parse_tables(text)
-    assert [table[0] for table in (bit_7, bit_6, bit_3, flips)] == [*(f"Bit {bit}: accuracy (%)" for bit in (7, 6, 3)), "Weight bit errors: accuracy (%)"]
+    assert [table[0] for table in (bit_7, bit_6, bit_3, flips)] == [
+        *(f"Bit {bit}: accuracy (%)" for bit in (7, 6, 3)),
+        "Weight bit errors: accuracy (%)",
+    ]
     assert [line[0] for line in bit_7[2:]] == ["one", "two", "three"] and bit_7[2][1:] == bit_7[4][1:]
-    assert bit_7[1][:4] == ["net", "no fault", "faulty (random)", "faulty (stuck-at-0)"] and bit_3[1][-2:] == ["not_msb", "neighbors"]
+    assert bit_7[1][:4] == ["net", "no fault", "faulty (random)", "faulty (stuck-at-0)"] and bit_3[1][-2:] == [
+        "not_msb",
+        "neighbors",
+    ]
     for rows, line in ((one, bit_7[2]), (two, bit_7[3])):
-        drawn = [100 * row["correct"] / ROWS for row in rows if (row["bit"], row["fault"], row["repair"]) == (7, "random", None)]
+        drawn = [
+            100 * row["correct"] / ROWS
+            for row in rows
+            if (row["bit"], row["fault"], row["repair"]) == (7, "random", None)
+        ]
         assert float(line[2]) == pytest.approx(statistics.mean(drawn), abs=6e-3)
     assert bit_7[3][-1] == "–" and bit_7[2][-1] != "–"
     drawn = [100 * row["correct"] / ROWS for row in two if row["fault"] == "flips"]
-    assert flips[1] == ["net", "no fault", "0.02"] and float(flips[3][2]) == pytest.approx(statistics.mean(drawn), abs=6e-3)
+    assert flips[1] == ["net", "no fault", "0.02"] and float(flips[3][2]) == pytest.approx(
+        statistics.mean(drawn), abs=6e-3
+    )
 
 
 def test_interval():
@@ -444,7 +509,13 @@ def test_plots_show_the_csv(ready, call, monkeypatch):
     assert {y for _, y in bits["no fault"]} == {mean(rows, fault="none")}
     (ladder,) = figures[name, "ladder"]
     assert dict(ladder["neighbors"]) == {float(bit): mean(rows, bit=bit, repair="neighbors") for bit in ("7", "3")}
-    assert "neighbors" not in bits and set(ladder) == {"no fault", "faulty (random)", "repaired by MSB (7)", "not_msb", "neighbors"}
+    assert "neighbors" not in bits and set(ladder) == {
+        "no fault",
+        "faulty (random)",
+        "repaired by MSB (7)",
+        "not_msb",
+        "neighbors",
+    }
     (rates,) = figures[name, "rates"]
     assert dict(rates["bit 6"])[0.3] == pytest.approx(mean(rows, fault="random", bit="6", level="0.3"))
     other = csv_rows(Path("results/cifar10_smaller_wsconv_11111"))
@@ -459,7 +530,9 @@ def test_plots_show_the_csv(ready, call, monkeypatch):
         assert dict(nets[5][sess]) == {float(bit): mean(its, bit=bit, repair="neighbors") for bit in ("7", "3")}
     values = [100 * int(row["correct"]) / ROWS for row in rows if row["fault"] == "noise"]
     ends = {y for x, y in bands[name, "noise"][0][0] if x == 0.3}
-    assert (min(ends), max(ends)) == pytest.approx([np.mean(values) + sign * np.std(values, ddof=1) for sign in (-1, 1)])
+    assert (min(ends), max(ends)) == pytest.approx(
+        [np.mean(values) + sign * np.std(values, ddof=1) for sign in (-1, 1)]
+    )
 
     for path in FOLDER.glob("*.png"):
         pixels = png.imread(path)
@@ -471,7 +544,7 @@ def test_plots_show_the_csv(ready, call, monkeypatch):
     for path in [*FOLDER.glob("*.png"), *FOLDER.glob("*.svg")]:
         if path.stem != "images":
             path.unlink()
-    status, out, err = call(str(FOLDER), "results/cifar10_smaller_wsconv_11111", script=plot)
+    status, _, err = call(str(FOLDER), "results/cifar10_smaller_wsconv_11111", script=plot)
     assert status == 0, err
     assert contents() == drawn
 
@@ -500,10 +573,32 @@ def test_the_picture_shows_clean_faulty_and_repaired_images(ready):
 def test_two_processes_write_the_same_files(root, tmp_path, call):
     write_cifar10(tmp_path, rows=ROWS)
     save_net("cifar10_smaller")
-    few = "--data . --bits 6 --repair repaired_n learned --rate 0.1 --rate_bits 6 --sigma 0.3 --flip 0.1 --runs 2".split()
+    few = [
+        "--data",
+        ".",
+        "--bits",
+        "6",
+        "--repair",
+        "repaired_n",
+        "learned",
+        "--rate",
+        "0.1",
+        "--rate_bits",
+        "6",
+        "--sigma",
+        "0.3",
+        "--flip",
+        "0.1",
+        "--runs",
+        "2",
+    ]
     launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", root / "sweep.py"]
     result = subprocess.run(
-        [sys.executable, *launch, *few], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=280
+        [sys.executable, *launch, *few],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=280,
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("cells to measure") == 1
@@ -546,7 +641,7 @@ def test_bad_input_gets_one_line(ready, call, words, complaint):
 
 
 def test_other_images_get_a_folder_of_their_own(ready, call, tmp_path):
-    few = "--data . --bits 6 --repair --rate --sigma --flip --runs 1".split()
+    few = ["--data", ".", "--bits", "6", "--repair", "--rate", "--sigma", "--flip", "--runs", "1"]
     assert call(*few)[0] == 0
     before = contents()
     shutil.rmtree("cifar-10-batches-py")
@@ -562,12 +657,14 @@ def test_other_images_get_a_folder_of_their_own(ready, call, tmp_path):
 def test_results_of_another_version(ready, call):
     FOLDER.mkdir(parents=True)
     (FOLDER / "sweep.csv").write_text("dataset,fault\ncifar10,none\n")
-    few = "--data . --bits --rate --sigma --flip".split()
+    few = ["--data", ".", "--bits", "--rate", "--sigma", "--flip"]
     status, _, err = call(*few)
     assert status == 1 and err.count("\n") == 1 and "holds rows of another version" in err and "--replace" in err
     status, _, err = call(*few, "--replace")
     assert status == 0, err
-    assert len(csv_rows()) == 1 and (FOLDER.with_name("cifar10_smaller_11111.old") / "sweep.csv").read_text().startswith("dataset,fault\n")
+    assert len(csv_rows()) == 1 and (
+        FOLDER.with_name("cifar10_smaller_11111.old") / "sweep.csv"
+    ).read_text().startswith("dataset,fault\n")
 
 
 def test_rows_of_another_checkpoint_are_not_mixed(ready, call):

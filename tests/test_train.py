@@ -24,7 +24,7 @@ from loader import EvalBatches, TrainBatches, load
 from models import CNV, TOPOLOGIES, Topology
 
 CHECKPOINT = Path("checkpoint/ckpt.t7.cifar10_smaller_11111.pth")
-TRAIN = "--train --data . --batch-size 16 --no-compile --epochs 3".split()
+TRAIN = ["--train", "--data", ".", "--batch-size", "16", "--no-compile", "--epochs", "3"]
 SMALL = Topology(size=32, conv=((8, False), (16, True)), fc=(24,))
 IN_A_PROCESS = """
 import os, signal, sys
@@ -81,7 +81,9 @@ def in_a_process(root, *words, more="", launch=(), **environment):
     Path("script.py").write_text(IN_A_PROCESS.format(topology=SMALL, more=more))
     threads = {"PYTHONPATH": str(root), "OMP_NUM_THREADS": str(torch.get_num_threads())}
     command = [sys.executable, *launch, "script.py", *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=280, env={**os.environ, **threads, **environment})
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=280, env={**os.environ, **threads, **environment}
+    )
 
 
 def same(a, b):
@@ -116,10 +118,12 @@ train_smaller.Processes.print = stop
 
 
 def test_interrupted_and_resumed_equals_uninterrupted(root, data, succeed):
-    soft = "--soften 0.5 --soften_weights 1 --epochs 4 --cycles 2".split()
+    soft = ["--soften", "0.5", "--soften_weights", "1", "--epochs", "4", "--cycles", "2"]
     options = [*TRAIN, "--compile", "--mem_fault", "faulty", "--wsconv", *soft, "--sess", "cifar10_smaller"]
     lines = succeed(*options)
-    assert [line.split("  ")[0] for line in lines if line.startswith("epoch")] == [f"epoch {epoch}/4" for epoch in (1, 2, 3, 4)]
+    assert [line.split("  ")[0] for line in lines if line.startswith("epoch")] == [
+        f"epoch {epoch}/4" for epoch in (1, 2, 3, 4)
+    ]
     whole = CHECKPOINT.rename("whole.pth")
 
     killed = in_a_process(root, *options, more=STOP.format(signal="SIGKILL"))  # after the first epoch
@@ -162,7 +166,9 @@ def test_training_repeats_evaluates_and_logs(data, succeed):
 def test_holdout(data, succeed, monkeypatch):
     seen = []
     passes = train_smaller.TrainBatches.epoch
-    monkeypatch.setattr(train_smaller.TrainBatches, "epoch", lambda self, epoch: seen.append(self) or passes(self, epoch))
+    monkeypatch.setattr(
+        train_smaller.TrainBatches, "epoch", lambda self, epoch: seen.append(self) or passes(self, epoch)
+    )
     lines = succeed(*TRAIN, "--holdout", "30", "--sess", "trial")
     state = torch.load("checkpoint/ckpt.t7.trial_11111.pth")
     images, labels = load("cifar10", ".", train=True)
@@ -174,7 +180,9 @@ def test_holdout(data, succeed, monkeypatch):
     net = CNV(TOPOLOGIES["cifar_smaller"], 10).eval()
     net.load_state_dict(state["net"])
     assert succeed("--data", ".", "--sess", "trial", "--holdout", "30")[-1] == f"Avg. acc.: {state['acc']:.3f}%"
-    assert state["acc"] == pytest.approx(100 * (net(images[held].float() / 255).argmax(1) == labels[held]).float().mean().item())
+    assert state["acc"] == pytest.approx(
+        100 * (net(images[held].float() / 255).argmax(1) == labels[held]).float().mean().item()
+    )
 
 
 def smoothed(logits, labels):
@@ -207,7 +215,7 @@ def test_loss_against_numpy(data, succeed, option, value, expected):
 
 @pytest.mark.parametrize("wsconv", [False, True])
 def test_a_cycle_starts_from_signs(data, succeed, monkeypatch, wsconv):
-    soft = "--init 0.25 --soften 1 --soften_weights 0.5 --sess cifar10_smaller".split()
+    soft = ["--init", "0.25", "--soften", "1", "--soften_weights", "0.5", "--sess", "cifar10_smaller"]
     options = [*TRAIN, "--wsconv" if wsconv else "--no-wsconv", *soft]
     succeed(*options, "--epochs", "2")
     expected = torch.load(CHECKPOINT)["net"]
@@ -218,7 +226,9 @@ def test_a_cycle_starts_from_signs(data, succeed, monkeypatch, wsconv):
     starts, ends, train_pass = [], [], train_smaller.train_pass
 
     def look(training, batches):
-        starts.append(({key: value.clone() for key, value in training.model.state_dict().items()}, dict(training.optimizer.state)))
+        starts.append(
+            ({key: value.clone() for key, value in training.model.state_dict().items()}, dict(training.optimizer.state))
+        )
         result = train_pass(training, batches)
         ends.append(training.model.softness.item())
         return result
@@ -237,13 +247,22 @@ def test_running_statistics_after_one_step(data, succeed):
     torch.manual_seed(11111)
     net = CNV(TOPOLOGIES["cifar_smaller"], 10, init=0.05).train()
     images, labels = load("cifar10", ".", train=True)
-    images, _ = next(TrainBatches(images, labels, 200, 0, [Fault.of("baseline", 0, 0)], 11111, torch.device("cpu")).epoch(0))
+    images, _ = next(
+        TrainBatches(images, labels, 200, 0, [Fault.of("baseline", 0, 0)], 11111, torch.device("cpu")).epoch(0)
+    )
     seen = []
-    net.linear_features[4].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach().double().numpy()))
+    net.linear_features[4].register_forward_pre_hook(
+        lambda module, inputs: seen.append(inputs[0].detach().double().numpy())
+    )
     net(images)
     weight = net.conv_features[1].weight
     x = ((2 * images.double() - 1) * 128).round().clamp(-128, 127) / 128
-    sums = torch.nn.functional.conv2d(x, torch.where(weight < 0, -1.0, 1.0).double(), padding=1).transpose(0, 1).flatten(1).numpy()
+    sums = (
+        torch.nn.functional.conv2d(x, torch.where(weight < 0, -1.0, 1.0).double(), padding=1)
+        .transpose(0, 1)
+        .flatten(1)
+        .numpy()
+    )
     for name, values in (("conv_features.2", sums), ("linear_features.4", seen[0].reshape(1, -1))):
         np.testing.assert_allclose(state[f"{name}.running_mean"], 0.25 * values.mean(1), rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(state[f"{name}.running_var"], 0.75 + 0.25 * values.var(1, ddof=1), rtol=1e-4)
@@ -253,7 +272,9 @@ def test_originals_checkpoint(data, succeed, complain):
     net = CNV(TOPOLOGIES["cifar_smaller"], 10)
     parallel = OrderedDict((f"module.{key}", value) for key, value in net.state_dict().items())
     CHECKPOINT.parent.mkdir()
-    torch.save({"net": parallel, "acc": np.float64(84.15), "epoch": 599, "rng_state": torch.get_rng_state()}, CHECKPOINT)
+    torch.save(
+        {"net": parallel, "acc": np.float64(84.15), "epoch": 599, "rng_state": torch.get_rng_state()}, CHECKPOINT
+    )
     images, labels = load("cifar10", ".", train=False)
     expected = evaluate(net, EvalBatches(images, labels, torch.device("cpu"))).top1
     assert succeed("--data", ".")[-1] == f"Avg. acc.: {expected:.3f}%"
@@ -291,7 +312,7 @@ def test_noise_with_weight_standardisation(data, succeed):
     flipped = total = 0
     for trial in range(10):
         generator = torch.Generator().manual_seed(11111 + trial)
-        for key, weight in state.items():
+        for weight in state.values():
             if weight.ndim > 1:
                 noisy = weight + torch.randn(weight.shape, generator=generator) * 0.2**2
                 mean, noisy_mean = (weight.mean(), noisy.mean()) if weight.ndim == 4 else (0, 0)
@@ -303,7 +324,7 @@ def test_noise_with_weight_standardisation(data, succeed):
 
 
 def test_one_training_step_with_weight_standardisation_against_numpy(data, succeed, monkeypatch):
-    """Signs of the standardised latents forward, their gradient to the raw latents as it is, and Adam on those: in NumPy."""
+    """In NumPy: signs of the standardised latents forward, their gradient to the raw latents, Adam on those."""
     given, nets, steps = {}, [], []
     make_optimizer, train_pass = train_smaller.make_optimizer, train_smaller.train_pass
 
@@ -338,8 +359,13 @@ def test_one_training_step_with_weight_standardisation_against_numpy(data, succe
             standardised = (weight - weight.mean()) / (weight.std(ddof=1) + 1e-8) * weight.size**-0.5
         signs = np.where(standardised >= 0, 1.0, -1.0)
         if weight.ndim == 4:
-            windows = np.lib.stride_tricks.sliding_window_view(np.pad(x, [(0, 0), (0, 0), (1, 1), (1, 1)]), (3, 3), axis=(2, 3))
-            product, latent_gradient = np.einsum("nchwij,kcij->nkhw", windows, signs), np.einsum("nchwij,nkhw->kcij", windows, gradient)
+            windows = np.lib.stride_tricks.sliding_window_view(
+                np.pad(x, [(0, 0), (0, 0), (1, 1), (1, 1)]), (3, 3), axis=(2, 3)
+            )
+            product, latent_gradient = (
+                np.einsum("nchwij,kcij->nkhw", windows, signs),
+                np.einsum("nchwij,nkhw->kcij", windows, gradient),
+            )
         else:
             product, latent_gradient = x @ signs.T, gradient.T @ x
         np.testing.assert_allclose(out.detach().numpy(), product, atol=1e-3)
@@ -355,7 +381,7 @@ def test_one_training_step_with_weight_standardisation_against_numpy(data, succe
 
 
 def test_weight_standardisation_is_chosen_in_evaluation(data, succeed, complain):
-    """As in the original, whatever the net was trained with; the line says so. A packed net has no latent weights for it."""
+    """Whatever the net was trained with, and the line says so. A packed net has no latent weights for it."""
     net = trained_net("cifar10", wsconv=True)
     for layer in net.binary_layers()[:2]:
         layer.weight.data.add_(0.4)  # which weight standardisation takes away
@@ -373,8 +399,16 @@ def test_weight_standardisation_is_chosen_in_evaluation(data, succeed, complain)
     accuracy = {wsconv: 100 * (its == predicted[False]).double().mean().item() for wsconv, its in predicted.items()}
     assert accuracy[True] < 100 and len(predicted[False].unique()) > 1
     for sess, trained in (("plain", False), ("cifar10_smaller_wsconv", True)):
-        state = {"net": net.state_dict(), "acc": 10.0, "epoch": 1, "rng_state": torch.get_rng_state(), "log": [{"epoch": 1}]}
-        checkpoints.save(checkpoints.path_of(sess, 11111), {**state, "options": {"dataset": "cifar10", "wsconv": trained}})
+        state = {
+            "net": net.state_dict(),
+            "acc": 10.0,
+            "epoch": 1,
+            "rng_state": torch.get_rng_state(),
+            "log": [{"epoch": 1}],
+        }
+        checkpoints.save(
+            checkpoints.path_of(sess, 11111), {**state, "options": {"dataset": "cifar10", "wsconv": trained}}
+        )
         for words, wsconv in (([], trained), (["--wsconv"], True), (["--no-wsconv"], False)):
             lines = succeed("--data", ".", "--sess", sess, *words)
             assert lines[-1] == f"Avg. acc.: {accuracy[wsconv]:.3f}%"
@@ -383,7 +417,10 @@ def test_weight_standardisation_is_chosen_in_evaluation(data, succeed, complain)
             assert not said or said.groups() == (("with", "without") if wsconv else ("without", "with"))
     path = checkpoints.path_of("plain", 11111)
     _, loaded, state = checkpoints.load_net(path)
-    torch.save(checkpoints.pack(loaded, state | {"options": {"dataset": "cifar10", "wsconv": False}}, b""), checkpoints.packed_path_of("plain", 11111))
+    torch.save(
+        checkpoints.pack(loaded, state | {"options": {"dataset": "cifar10", "wsconv": False}}, b""),
+        checkpoints.packed_path_of("plain", 11111),
+    )
     path.unlink()
     assert "it holds signs only" in complain("--data", ".", "--sess", "plain", "--wsconv")
     assert succeed("--data", ".", "--sess", "plain", "--no-wsconv")[-1] == f"Avg. acc.: {accuracy[False]:.3f}%"
@@ -415,7 +452,7 @@ def test_two_processes(root, data, succeed, complain):
 
 
 def test_without_a_compiler(root, data, succeed):
-    options = "--train --data . --batch-size 16 --epochs 1 --no-bf16".split()
+    options = ["--train", "--data", ".", "--batch-size", "16", "--epochs", "1", "--no-bf16"]
     process = in_a_process(root, *options, CXX="/nowhere/g++", TORCHINDUCTOR_CACHE_DIR=str(Path("empty").absolute()))
     assert process.returncode == 0, process.stderr
     assert process.stdout.count("torch.compile cannot run here") == 1
@@ -461,7 +498,10 @@ def test_an_originals_name_says_what_it_is(data):
         ("--train --train_flip 2", "--train_flip: 2 is out of range"),
         ("--train --epochs 5 --duplicate 2", "--epochs 5 is no multiple of --duplicate 2 times --cycles 1"),
         ("--train --recipe reference --cycles 2", "--cycles is of the cosine schedule: 1 with --schedule step"),
-        ("--train --dataset tiny_imagenet --epochs 5", "--epochs 5 is no multiple of --duplicate 1 times --cycles 2: set one of them"),
+        (
+            "--train --dataset tiny_imagenet --epochs 5",
+            "--epochs 5 is no multiple of --duplicate 1 times --cycles 2: set one of them",
+        ),
         ("--train --epochs 6 --duplicate 2 --cycles 2", "--epochs 6 is no multiple of --duplicate 2 times --cycles 2"),
         ("--train --faulty_bit 9 --mem_fault faulty", "faulty_bit 9"),
         ("--sess nobody", "checkpoint/ckpt.t7.nobody_11111.pth is missing"),
@@ -502,12 +542,16 @@ def test_learning_rate_schedules():
 
     twice = {**cosine, "epochs": 160, "duplicate": 2, "cycles": 2}
     assert [train_smaller.learning_rate(step, 100, twice) for step in range(4000)] == rates
-    assert [train_smaller.learning_rate(step, 100, twice) for step in range(4000, 8000)] == pytest.approx([0.03 * rate for rate in rates])
+    assert [train_smaller.learning_rate(step, 100, twice) for step in range(4000, 8000)] == pytest.approx(
+        [0.03 * rate for rate in rates]
+    )
 
     step = {"schedule": "step", "epochs": 600, "duplicate": 10, "wsconv": False}
     by_epoch = [train_smaller.learning_rate(epoch // 10 * 7, 7, step) for epoch in range(0, 600, 10)]
     assert by_epoch == [0.2 ** sum(epoch >= m for m in (80, 160, 240, 320, 400, 480)) for epoch in range(0, 600, 10)]
-    by_epoch = [train_smaller.learning_rate(epoch // 10 * 7 + 6, 7, {**step, "wsconv": True}) for epoch in range(0, 600, 10)]
+    by_epoch = [
+        train_smaller.learning_rate(epoch // 10 * 7 + 6, 7, {**step, "wsconv": True}) for epoch in range(0, 600, 10)
+    ]
     assert by_epoch == [0.5 ** (epoch // 60) for epoch in range(0, 600, 10)]
 
 
@@ -539,7 +583,8 @@ def test_reference_recipe_and_overrides(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "optimizer,amsgrad,clip", [("sgd", False, math.inf), ("adam", False, math.inf), ("adam", True, math.inf), ("sgd", False, 0.3)]
+    "optimizer,amsgrad,clip",
+    [("sgd", False, math.inf), ("adam", False, math.inf), ("adam", True, math.inf), ("sgd", False, 0.3)],
 )
 def test_optimizers_against_numpy(optimizer, amsgrad, clip):
     net = CNV(Topology(8, ((4, True),), (8,)), 10)
@@ -573,7 +618,9 @@ def test_score_and_evaluate_against_numpy():
     p = (p / p.sum(1, keepdims=True))[range(50), labels]
     assert (result.n, result.correct, result.correct5) == (50, hits[:, 0].sum(), hits[:, :5].sum())
     assert result.loss == pytest.approx(-np.log(p).mean(), rel=1e-5)
-    assert result.top1 == pytest.approx(100 * hits[:, 0].mean()) and result.top5 == pytest.approx(100 * hits[:, :5].any(1).mean())
+    assert result.top1 == pytest.approx(100 * hits[:, 0].mean()) and result.top5 == pytest.approx(
+        100 * hits[:, :5].any(1).mean()
+    )
 
     net = CNV(Topology(8, ((4, True),), (8,)), 10)
     images = torch.randint(0, 256, (50, 3, 8, 8), dtype=torch.uint8)

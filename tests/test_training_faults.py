@@ -79,7 +79,7 @@ def test_shares_and_sizes_of_the_faults():
 
 @pytest.mark.parametrize("noise", [0.0, 0.5])
 def test_faults_with_weight_standardisation(noise):
-    """Noise comes before it, flips after it: the signs in a step by NumPy, from the noise and flips of a net without it."""
+    """Noise comes before it, flips after it: signs by NumPy, from the noise and flips of a net without it."""
     plain, net = small_net(), small_net(wsconv=True)
     for one, other in zip(plain.binary_layers(), net.binary_layers()):
         one.weight.data.add_(0.05)  # a mean that standardisation takes away
