@@ -57,20 +57,20 @@ launch() { .venv/bin/python ${LAUNCH[@]+"${LAUNCH[@]}"} "$@"; }
 
 # one evaluation; then a row of the table: what was measured, and the accuracy, or – where there is no such repair
 measure() {
-    local output what accuracy noise status=0
-    output=$(.venv/bin/python train_smaller.py "$@") || status=$?
-    if [ $status = 3 ]; then
+    local result status=0 what
+    result=$(mktemp)
+    .venv/bin/python train_smaller.py "$@" --result "$result" >&2 || status=$?
+    if [ $status = 0 ]; then
+        what=$(.venv/bin/python -c 'import json, sys; found = json.load(open(sys.argv[1])); print(found["setting"], format(found["top1"], ".3f"), sep="|")' "$result") ||
+            fail "train_smaller.py wrote no result"
+        row "${what%|*}" "${what#*|}"
+    elif [ $status = 3 ]; then
         what=${*: -2} # --mem_fault or --noise, and its value
         what=${what#--mem_fault }
         row "${what#--}" "–"
-        return
     fi
-    [ $status = 0 ] || exit 1
-    echo "$output" >&2
-    what=$(sed -n 's/.* test images: //p' <<<"$output")
-    noise=$(sed -n 's/^weight noise, \(sigma_val [^ ]*\).*/, noise \1/p' <<<"$output")
-    accuracy=$(sed -n '$ s/^Avg. acc.: \(.*\)%$/\1/p' <<<"$output")
-    row "$what$noise" "$accuracy"
+    rm "$result"
+    [ $status = 0 ] || [ $status = 3 ] || exit 1
 }
 
 row() { printf '| %-44s | %9s |\n' "$@"; }

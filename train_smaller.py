@@ -10,6 +10,7 @@ Every constant below can be edited; an option of the same name overrides it.
 
 import copy
 import functools
+import json
 import math
 import os
 import statistics
@@ -30,6 +31,7 @@ import export_finn
 from cli import Parser, UserError, run, within
 from evaluate import evaluate, score, to_score
 from faults import MSB, REPAIRS, Fault, ImpossibleRepair, weight_noise
+from files import write_whole
 from loader import DATASETS, EvalBatches, TrainBatches, fitter, load, split, with_fault
 from models import LOSSES, shortfall
 from models.costs import costs, table
@@ -162,6 +164,7 @@ def parse():
         choices=(0, -1),
         help=f"with --train: padding value of the hidden convolutions, default {PAD}",
     )
+    parser.add_argument("--result", metavar="FILE", help="also write what an evaluation found to a JSON file")
     parser.add_argument("--export_finn", action="store_true", help="afterwards write the QONNX file (export_finn.py)")
 
     group = parser.add_argument_group("faults")
@@ -649,6 +652,33 @@ def test(args, processes):
         which = f"{words[net.wsconv]} weight standardisation (trained {words[trained]}), {which}"
     processes.print(f"{path} (epoch {state['epoch']}), {DATASETS[name].title}, {which}: {fault}")
 
+    scores, flips = trials(args, processes, net, batches)
+    result = {
+        "checkpoint": str(path),
+        "epoch": state["epoch"],
+        "dataset": name,
+        "images": len(labels),
+        "setting": f"{fault}, noise sigma_val {args.noise:g}" if args.noise else str(fault),
+        "runs": len(scores),
+        "top1": statistics.mean(score.top1 for score in scores),
+        "top5": statistics.mean(score.top5 for score in scores),
+        "loss": statistics.mean(score.loss for score in scores),
+        "signs_flipped": statistics.mean(flips) if args.noise else 0.0,
+    }
+    if args.noise:
+        processes.print(
+            f"weight noise, sigma_val {args.noise:g} (standard deviation {args.noise**2:g}): {NOISE_RUNS} runs, "
+            f"standard deviation {statistics.stdev(score.top1 for score in scores):.3f}, "
+            f"{100 * result['signs_flipped']:.2f} % of weight signs flipped"
+        )
+    processes.print(f"Avg. top-5 acc.: {result['top5']:.3f}%")
+    processes.print(f"Avg. acc.: {result['top1']:.3f}%")
+    if args.result and processes.rank == 0:
+        write_whole(Path(args.result), lambda file: file.write(json.dumps(result, indent=1).encode() + b"\n"))
+
+
+def trials(args, processes, net, batches):
+    """The Score of each evaluation and the share of weight signs flipped in it: one, or NOISE_RUNS under noise."""
     tester = Folded(net) if args.fold else net
     scores, flips = [], []
     for trial in range(NOISE_RUNS if args.noise else 1):
@@ -658,15 +688,7 @@ def test(args, processes):
             bar = processes.bar(batches, f"run {trial + 1}" if args.noise else "testing", len(batches))
             scores.append(processes.total(evaluate(tester, bar)))
             flips.append(flipped)
-    accuracies = [score.top1 for score in scores]
-    if args.noise:
-        processes.print(
-            f"weight noise, sigma_val {args.noise:g} (standard deviation {args.noise**2:g}): {NOISE_RUNS} runs, "
-            f"standard deviation {statistics.stdev(accuracies):.3f}, "
-            f"{100 * statistics.mean(flips):.2f} % of weight signs flipped"
-        )
-    processes.print(f"Avg. top-5 acc.: {statistics.mean(score.top5 for score in scores):.3f}%")
-    processes.print(f"Avg. acc.: {statistics.mean(accuracies):.3f}%")
+    return scores, flips
 
 
 def main():
@@ -675,6 +697,8 @@ def main():
     args.sess = args.sess or f"{args.dataset or DATASET}_smaller{'_wsconv' if wsconv else ''}"
     processes = Processes()
     try:
+        if args.train and args.result:
+            raise UserError("--result is for an evaluation: a training writes a CSV file beside its checkpoint")
         if args.export_finn:
             export_finn.check_packages()  # before hours of training
         (train if args.train else test)(args, processes)

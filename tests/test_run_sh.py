@@ -13,7 +13,8 @@ import pytest
 def project(tmp_path, root):
     """A copy of the project with this Python as its ready environment."""
     copy = tmp_path / "project"
-    shutil.copytree(root, copy, ignore=shutil.ignore_patterns(".venv", ".git", "data", "checkpoint", "__pycache__"))
+    left = shutil.ignore_patterns(".venv*", ".git", "data", "checkpoint", "export_finn", "__pycache__")
+    shutil.copytree(root, copy, ignore=left)
     (copy / ".venv" / "bin").mkdir(parents=True)
     launcher = copy / ".venv" / "bin" / "python"
     launcher.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')

@@ -1,6 +1,7 @@
 """train_smaller.py as a user runs it, on small data in CIFAR's format; its parts against formulas written out."""
 
 import csv
+import json
 import math
 import os
 import pickle
@@ -424,6 +425,19 @@ def test_weight_standardisation_is_chosen_in_evaluation(data, succeed, complain)
     path.unlink()
     assert "it holds signs only" in complain("--data", ".", "--sess", "plain", "--wsconv")
     assert succeed("--data", ".", "--sess", "plain", "--no-wsconv")[-1] == f"Avg. acc.: {accuracy[False]:.3f}%"
+
+
+def test_result_for_programs(data, succeed, complain):
+    succeed(*TRAIN, "--epochs", "1")
+    lines = succeed(
+        "--data", ".", "--noise", "0.5", "--mem_fault", "faulty", "--faulty_bit", "7", "--result", "a/b.json"
+    )
+    found = json.loads(Path("a/b.json").read_text())
+    assert lines[-1] == f"Avg. acc.: {found['top1']:.3f}%" and lines[-2] == f"Avg. top-5 acc.: {found['top5']:.3f}%"
+    assert f"{100 * found['signs_flipped']:.2f} % of weight signs flipped" in lines[-3]
+    assert (found["setting"], found["runs"], found["images"]) == ("faulty, bit 7 random, noise sigma_val 0.5", 10, 20)
+    assert (found["checkpoint"], found["epoch"], found["dataset"]) == (str(CHECKPOINT), 1, "cifar10")
+    assert "--result is for an evaluation" in complain(*TRAIN, "--result", "c.json")
 
 
 def test_padding_is_stored(data, succeed, complain):
