@@ -6,7 +6,8 @@
 
 The file takes float32 images in [0, 1]; their 8-bit quantiser is in it. It is run on test images twice: as it is, and
 recoded as FINN recodes it (models/qonnx_graph.py). Both must give the net's logits, or no file is written. The images
-and the net's logits lie beside it as `….input.npy` and `….expected_output.npy`, the names by which FINN asks for them.
+and the net's logits lie beside it as `….input.npy` and `….expected_output.npy`, for FINN's options verify_input_npy and
+verify_expected_output_npy.
 """
 
 import functools
@@ -42,8 +43,8 @@ def check_packages():
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(
-            f"the export needs {', '.join(missing)}, which requirements.txt names: pip install -r requirements.txt "
-            "(everything else works without)"
+            f"the export needs {', '.join(missing)}, which requirements.txt names: "
+            ".venv/bin/python -m pip install -r requirements.txt (everything else works without)"
         )
 
 
@@ -71,8 +72,11 @@ def compare(model, images, expected, title):
     )
 
 
-def verify(path, source, images, expected, target):
-    """UserError unless the file, as it is and recoded as by FINN, gives the expected logits. Says what it found."""
+def verify(path, images, expected, target):
+    """UserError unless the file, as it is and recoded as by FINN, gives the expected logits. Says what it found.
+
+    path: the file; target: the name that it will get.
+    """
     from qonnx.core.modelwrapper import ModelWrapper
 
     model = ModelWrapper(str(path))
@@ -80,7 +84,7 @@ def verify(path, source, images, expected, target):
         alike, difference, found = compare(form, images, expected, title)
         if alike < len(images) or not difference <= TOLERANCE:
             raise UserError(f"{target} is not written: {title}, against the net, {found}")
-        print(f"{source}, {title}: {found}")
+        print(f"{target}, {title}: {found}")
 
 
 def export(sess, seed, data, batch=BATCH, number=VERIFY):
@@ -91,6 +95,7 @@ def export(sess, seed, data, batch=BATCH, number=VERIFY):
     source = checkpoints.find(sess, seed)
     dataset, net, state = checkpoints.load_net(source)
     path = Path(FOLDER) / f"{checkpoints.path_of(sess, seed).stem}.qonnx.onnx"
+    samples = [path.with_suffix(f".{name}.npy") for name in ("input", "expected_output")]
     metadata = {
         "checkpoint": source.name,
         "checkpoint_sha256": sha256(source.read_bytes()).hexdigest(),
@@ -101,9 +106,10 @@ def export(sess, seed, data, batch=BATCH, number=VERIFY):
         not options.get("holdout") and options.get("mem_fault", "baseline") == "baseline"
     ):  # else `acc` is of other images
         metadata["test_accuracy"] = f"{float(state['acc']):.3f} %"
-    if net.pad and batch > 1:
-        raise UserError(f"--batch {batch}: a net with --pad -1 is written for one image at a time")
-    model = to_qonnx(net, batch)
+    try:
+        model = to_qonnx(net, batch)
+    except ValueError as error:
+        raise UserError(f"--batch {batch}: {error}") from None
     onnx.helper.set_model_props(model.model, metadata)  # not qonnx's own: it puts them into the graph, where few look
     path.parent.mkdir(exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
@@ -114,18 +120,17 @@ def export(sess, seed, data, batch=BATCH, number=VERIFY):
             images = scale(load(dataset, data, False)[0][:number]).contiguous()
             with torch.inference_mode():
                 expected = net(images)
-            verify(partial, source, images, expected, path)
+            verify(partial, images, expected, path)
+        for sample in samples:  # those of another file would not fit this one
+            sample.unlink(missing_ok=True)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
-    for name, values in {"input": images, "expected_output": expected}.items():
-        sample = path.with_suffix(f".{name}.npy")
-        if number:
+    for sample, values in zip(samples, (images, expected)):
+        if values is not None:
             write_whole(sample, functools.partial(np.save, arr=values.numpy()))
-        else:
-            sample.unlink(missing_ok=True)
     compared = "" if number else ", not compared with the net"
-    print(f"{path}: {path.stat().st_size / 2**20:.0f} MiB, batch size {batch}{compared}")
+    print(f"{path}: {source}, {path.stat().st_size / 2**20:.0f} MiB, batch size {batch}{compared}")
 
 
 def main():

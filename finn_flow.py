@@ -20,8 +20,10 @@ import importlib.util
 import json
 import logging
 import os
+import shutil
 import sys
 import time
+import traceback
 import types
 import warnings
 from collections import Counter
@@ -33,22 +35,28 @@ IMAGES = 4  # on which the model is executed after each step
 PART = "xczu7ev-ffvc1156-2-e"  # FPGA; decides which layers FINN can build in which way
 PERIOD = 10.0  # ns, of the clock
 FPS = 100  # images/s for which FINN folds the layers
-WIDTH = 36  # bits of a weight stream at the most: FINN's default
+WIDTH = 36  # weight bits of one PE at which FINN stops to raise SIMD: its default
 TOLERANCE = 1e-4  # of logits
+PROPERTIES = ("inputDataType", "weightDataType", "accDataType", "SIMD", "PE", "MW", "MH")  # FINN's names, of a layer
+COSTS = ("LUT", "BRAM_18K", "URAM", "DSP")
 
 ENVIRONMENT = "run it by ./run.sh finn, which makes the environment .venv-finn"
 UNUSED = ("torch", "brevitas", "pandas", "sklearn", "scipy", "mip", "matplotlib", "networkx", "onnx_passes")
 
 
 class _Absent(types.ModuleType):
-    """Stands in for a package that FINN's modules import and these steps never call."""
+    """Stands in for a package that FINN's modules import and these steps never call: a call ends them."""
 
     __path__ = ()  # makes it a package, of which other parts can be imported
 
     def __getattr__(self, name):
         if name.startswith("__"):
             raise AttributeError(name)
-        return type(name, (), {})
+        return type(name, (), {"__init__": _refuse})
+
+
+def _refuse(self, *_, **__):
+    raise RuntimeError(f"{type(self).__name__} is used, of a package that requirements-finn.txt leaves out")
 
 
 class _AbsentFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -153,75 +161,69 @@ def flow(model, images, expected, args, folder):
     """
     import numpy as np
 
-    with quiet(folder):
+    with telling("FINN cannot be loaded (delete .venv-finn and call ./run.sh finn)", folder):
         steps, config = load_builder(folder / "sources")
-    given = {"folding_config_file": args.folding} if args.folding else {"target_fps": args.fps}
-    settings = config.DataflowBuildConfig(
-        output_dir=str(folder.absolute()),
-        synth_clk_period_ns=args.period,
-        fpga_part=args.part,
-        mvau_wwidth_max=args.width,
-        generate_outputs=[config.DataflowOutputType.ESTIMATE_REPORTS],
-        save_intermediate_models=True,
-        **given,
-    )
+        given = {"folding_config_file": args.folding} if args.folding else {"target_fps": args.fps}
+        settings = config.DataflowBuildConfig(
+            output_dir=str(folder.absolute()),
+            synth_clk_period_ns=args.period,
+            fpga_part=args.part,
+            mvau_wwidth_max=args.width,
+            generate_outputs=[config.DataflowOutputType.ESTIMATE_REPORTS],
+            save_intermediate_models=True,  # for dataflow_parent.onnx
+            **given,
+        )
     parent = None
     sources = ["step_hw_codegen"] if args.sources else []
     for name in ["as exported", *config.estimate_only_dataflow_steps, *sources]:
         if sys.stdout.isatty():
             print(f"{name} …", end="\r", flush=True)
         start = time.monotonic()
-        with quiet(folder):
-            try:
-                if name != "as exported":
-                    model = steps.build_dataflow_step_lookup[name](model, settings)
-                if args.one_bit_weights and name.startswith("step_minimize"):
-                    model = keep_one_bit_weights(model)
-                if name == "step_create_dataflow_partition":
-                    parent = folder / "intermediate_models" / "dataflow_parent.onnx"
-                seconds = time.monotonic() - start
-                logits = execute(model, parent, images, folder)
-            except Exception as error:  # FINN raises all kinds, AssertionError foremost
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-                raise UserError(f"{name} failed: {reason} ({folder / 'finn.log'} has what FINN printed)") from None
+        with telling(f"{name} failed", folder):
+            if name != "as exported":
+                model = steps.build_dataflow_step_lookup[name](model, settings)
+            if args.one_bit_weights and name.startswith("step_minimize"):
+                model = keep_one_bit_weights(model)
+        if name == "step_create_dataflow_partition":
+            parent = folder / "intermediate_models" / "dataflow_parent.onnx"
+        seconds = time.monotonic() - start
+        with telling(f"the model cannot be executed after {name}", folder):
+            logits = execute(model, parent, images, folder)
         alike = int((logits.argmax(1) == expected.argmax(1)).sum())
         yield name, seconds, counts(model), alike, float(np.abs(logits - expected).max())
     model.save(str(folder / "final.onnx"))
-    (folder / "executed.onnx").unlink()
 
 
 @contextlib.contextmanager
-def quiet(folder):
-    """What is printed inside goes to finn.log in the folder."""
+def telling(what, folder):
+    """Inside, what is printed goes to finn.log in the folder. An error becomes one line, its traceback goes there."""
     with open(folder / "finn.log", "a", encoding="utf-8") as log, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-            yield
+        try:
+            with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+                yield
+        except Exception as error:  # FINN raises all kinds, AssertionError foremost
+            traceback.print_exc(file=log)
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise UserError(f"{what}: {reason} (more in {folder / 'finn.log'})") from None
 
 
 def layer_rows(folder):
-    """FINN's estimates: a row for each layer that costs LUTs, memories or DSPs, and the sums."""
+    """FINN's estimates: a row for each layer, then their sums, with the cycles of the slowest."""
     from qonnx.core.modelwrapper import ModelWrapper
     from qonnx.custom_op.registry import getCustomOp
 
-    resources, cycles = (
-        json.loads((folder / "report" / f"estimate_layer_{kind}.json").read_text()) for kind in ("resources", "cycles")
-    )
+    def estimate(kind):
+        return json.loads((folder / "report" / f"estimate_layer_{kind}.json").read_text())
+
+    resources, cycles = estimate("resources"), estimate("cycles")
     rows = []
     for node in ModelWrapper(str(folder / "final.onnx")).graph.node:
-        cost, layer = resources.get(node.name, {}), getCustomOp(node)
-        names = ("inputDataType", "weightDataType", "accDataType", "SIMD", "PE", "MW", "MH")
-        known = [layer.get_nodeattr(name) if name in layer.get_nodeattr_types() else "" for name in names]
-        rows.append(
-            (
-                node.name,
-                *known,
-                cycles.get(node.name, ""),
-                *(round(cost.get(key, 0)) for key in ("LUT", "BRAM_18K", "DSP")),
-            )
-        )
-    total = resources["total"]
-    rows.append(("total", *[""] * 7, max(cycles.values()), *(round(total[key]) for key in ("LUT", "BRAM_18K", "DSP"))))
+        layer, cost = getCustomOp(node), [round(resources.get(node.name, {}).get(kind, 0)) for kind in COSTS]
+        known = [layer.get_nodeattr(name) if name in layer.get_nodeattr_types() else "" for name in PROPERTIES]
+        rows.append((node.name, *known, cycles.get(node.name, ""), *cost))
+    total = [round(resources["total"][kind]) for kind in COSTS]
+    rows.append(("sum; cycles of the slowest", *[""] * len(PROPERTIES), max(cycles.values()), *total))
     return rows
 
 
@@ -244,7 +246,10 @@ def parse():
         "--fps", type=within(int, 1), default=FPS, help="images/s to fold the layers for, default %(default)s"
     )
     parser.add_argument(
-        "--width", type=within(int, 1), default=WIDTH, help="bits of a weight stream at the most, default %(default)s"
+        "--width",
+        type=within(int, 1),
+        default=WIDTH,
+        help="weight bits of one PE at which FINN stops to raise SIMD, default %(default)s",
     )
     parser.add_argument("--folding", type=Path, help="FINN's JSON file of SIMD and PE for each layer, instead of --fps")
     parser.add_argument(
@@ -258,8 +263,22 @@ def parse():
     return parser.parse_args()
 
 
+def read_model(file):
+    """The qonnx model in a file of export_finn.py. UserError if it is none, or for several images at once."""
+    from qonnx.core.modelwrapper import ModelWrapper
+
+    try:
+        model = ModelWrapper(str(file))
+        batch = model.get_tensor_shape(model.graph.input[0].name)[0]
+    except Exception:  # of protobuf's making, or of an empty graph
+        raise UserError(f"{file} is no file of export_finn.py") from None
+    if batch != 1:
+        raise UserError(f"{file} takes several images at once, and FINN takes one: export it with --batch 1")
+    return model
+
+
 def read_samples(file, number):
-    """The images and the net's logits that lie beside an exported file."""
+    """The images and the net's logits that lie beside an exported file, `number` of them."""
     import numpy as np
 
     found = []
@@ -267,60 +286,56 @@ def read_samples(file, number):
         path = file.with_suffix(f".{kind}.npy")
         if not path.is_file():
             raise UserError(f"{path} is missing: export the net once more, without --verify 0")
-        found.append(np.load(path)[:number])
+        try:
+            found.append(np.load(path)[:number])
+        except (ValueError, EOFError):
+            raise UserError(f"{path} is damaged: export the net once more") from None
     return found
+
+
+def clear(folder):
+    """Make the folder, and remove what an earlier run has left there."""
+    folder.mkdir(exist_ok=True)
+    for name in ("steps.md", "final.onnx", "executed.onnx", "finn.log"):
+        (folder / name).unlink(missing_ok=True)
+    for name in ("report", "intermediate_models", "sources"):
+        shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def main():
     args = parse()
-    for path in filter(None, (args.file, args.folding)):
-        if not path.is_file():
-            raise UserError(
-                f"{path} is missing: {'export_finn.py writes it' if path == args.file else 'name a file of FINN'}"
-            )
+    if not args.file.is_file():
+        raise UserError(f"{args.file} is missing: export_finn.py writes it")
+    if args.folding and not args.folding.is_file():
+        raise UserError(f"{args.folding} is missing: name a folding file, such as report/auto_folding_config.json")
     if importlib.util.find_spec("qonnx") is None:
         raise UserError(f"qonnx is not installed here: {ENVIRONMENT}")
-    from qonnx.core.modelwrapper import ModelWrapper
-
-    try:
-        model = ModelWrapper(str(args.file))
-    except Exception as error:  # of protobuf's making
-        raise UserError(f"{args.file} is no ONNX file ({error})") from None
+    model = read_model(args.file)
     images, expected = read_samples(args.file, args.images)
-    if model.get_tensor_shape(model.graph.input[0].name)[0] != 1:
-        raise UserError(f"{args.file} takes several images at once, and FINN takes one: export it with --batch 1")
     if importlib.util.find_spec("finn") is None:
         raise UserError(f"FINN is not installed here: {ENVIRONMENT}")
     folder = args.file.with_suffix(".finn")
-    folder.mkdir(exist_ok=True)
-    (folder / "finn.log").unlink(missing_ok=True)
+    clear(folder)
     folded_for = args.folding or f"{args.fps} images/s"
     print(f"{args.file}: {len(images)} images after each step; {args.part}, {args.period:g} ns, {folded_for}")
     rows = []
-    for name, seconds, layers, alike, difference in flow(model, images, expected, args, folder):
-        found = f"{alike} of {len(images)}"
-        rows.append((name, layers, found, f"{difference:.1e}", f"{seconds:.0f}"))
-        print(f"{name}: {seconds:.0f} s; {found} images predicted alike, logits differ by at most {difference:.1e}")
-        if alike < len(images) or not difference <= TOLERANCE:
-            raise UserError(f"after {name} the model no longer computes what the net does")
-    head = (
-        "layer",
-        "inputs",
-        "weights",
-        "sums",
-        "SIMD",
-        "PE",
-        "inputs of a neuron",
-        "neurons",
-        "cycles",
-        "LUT",
-        "BRAM_18K",
-        "DSP",
-    )
+    try:
+        for name, seconds, layers, alike, difference in flow(model, images, expected, args, folder):
+            found = f"{alike} of {len(images)}"
+            rows.append((name, layers, found, f"{difference:.1e}", f"{seconds:.0f}"))
+            print(f"{name}: {seconds:.0f} s; {found} images predicted alike, logits differ by at most {difference:.1e}")
+            if alike < len(images) or not difference <= TOLERANCE:
+                raise UserError(f"after {name} the model no longer computes what the net does")
+    finally:
+        (folder / "executed.onnx").unlink(missing_ok=True)
+        steps = markdown(("step", "layers", "images alike", "largest difference of a logit", "seconds"), rows, 2)
+        (folder / "steps.md").write_text(f"{steps}\n", encoding="utf-8")
+    head = ("layer", "inputs", "weights", "sums", "SIMD", "PE", "inputs of a neuron", "neurons", "cycles", *COSTS)
     costs = markdown(head, layer_rows(folder), 4)
-    steps = markdown(("step", "layers", "images alike", "largest difference of a logit", "seconds"), rows, 2)
     (folder / "steps.md").write_text(f"{steps}\n\n{costs}\n", encoding="utf-8")
-    print(f"\n{costs}\n\n{folder}: steps.md, final.onnx, finn.log, report/{', sources/' * args.sources}")
+    network = json.loads((folder / "report" / "estimate_network_performance.json").read_text())
+    print(f"\n{costs}\n\nestimated: {network['estimated_throughput_fps']:.0f} images/s, asked for: {folded_for}")
+    print(f"{folder}: steps.md, final.onnx, finn.log, report/{', sources/' if args.sources else ''}")
 
 
 if __name__ == "__main__":

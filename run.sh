@@ -7,7 +7,7 @@
 #   ./run.sh cifar100
 #   ./run.sh test             the tests; ./run.sh check: the style
 #   ./run.sh finn             export the CIFAR-10 net and run FINN's build steps on it, without vendor tools
-#   ./run.sh finn tiny_imagenet
+#   ./run.sh finn tiny_imagenet      the same for Tiny-ImageNet; words after it go on to finn_flow.py
 #   TRAIN=0 ./run.sh          no training; WSCONV=1 and SWEEP=0 can be given in this way, too
 #
 # Words after the data set go on to train_smaller.py: ./run.sh cifar10 --faulty_bit 5 --resume
@@ -98,10 +98,10 @@ finn)
     [ $# -gt 0 ] && shift
     is_dataset "$dataset" || fail "'$dataset' is no data set: finn demo, cifar10, cifar100 or tiny_imagenet"
     setup
-    environment .venv-finn requirements-finn.txt "FINN's build steps, 400 MB" --no-deps
     for sess in ${SESS:-${dataset}_smaller$suffix}; do
         for seed in $SEED; do
             .venv/bin/python export_finn.py --sess "$sess" --seed "$seed" --data "$DATA"
+            environment .venv-finn requirements-finn.txt "FINN's build steps, 400 MB" --no-deps
             .venv-finn/bin/python finn_flow.py "export_finn/ckpt.t7.${sess}_$seed.qonnx.onnx" "$@"
         done
     done
@@ -114,6 +114,10 @@ for word in "$@"; do
         fail "--faulty_bit any is for training alone: .venv/bin/python train_smaller.py --train, then TRAIN=0 $0"
     case ${word%%=*} in
     --train | --dataset) fail "$word is up to run.sh: TRAIN at its top, and the data set as its first word" ;;
+    --pad) fail "--pad is for training alone, under a name of its own: .venv/bin/python train_smaller.py --train --pad -1 --sess ${dataset}_smaller_pad; then edit SESS" ;;
+    --data) fail "$word: edit DATA at the top of run.sh" ;;
+    --export_finn) fail "$word: ./run.sh finn $dataset does that, after the training" ;;
+    --result) fail "$word is what run.sh itself reads: .venv/bin/python train_smaller.py --result" ;;
     --holdout) fail "--holdout is for trials of a recipe: .venv/bin/python train_smaller.py --train --holdout" ;;
     --sess | --seed | --wsconv | --no-wsconv) fail "$word names the checkpoint: edit SESS, SEED or WSCONV at the top of run.sh" ;;
     esac

@@ -162,7 +162,7 @@ def parse():
         "--pad",
         type=int,
         choices=(0, -1),
-        help=f"with --train: padding value of the hidden convolutions, default {PAD}",
+        help=f"with --train: value that the hidden convolutions pad with (--padding: of the crop), default {PAD}",
     )
     parser.add_argument("--result", metavar="FILE", help="also write what an evaluation found to a JSON file")
     parser.add_argument("--export_finn", action="store_true", help="afterwards write the QONNX file (export_finn.py)")
@@ -700,6 +700,8 @@ def main():
         if args.train and args.result:
             raise UserError("--result is for an evaluation: a training writes a CSV file beside its checkpoint")
         if args.export_finn:
+            if not args.train and args.wsconv is not None:
+                raise UserError("--export_finn writes the net as it was trained: leave --wsconv and --no-wsconv out")
             export_finn.check_packages()  # before hours of training
         (train if args.train else test)(args, processes)
         if args.export_finn and processes.rank == 0:

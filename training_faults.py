@@ -41,18 +41,18 @@ class TrainingFaults:
             yield
             return
         self.generator.manual_seed(int(np.random.SeedSequence([self.seed, step, 2]).generate_state(1)[0]))
-        standardized = [isinstance(layer, (WSConv2d, WSLinear)) for layer in self.layers]
+        with_ws = [isinstance(layer, (WSConv2d, WSLinear)) for layer in self.layers]
         # as_strided: all weights of a layer in the order of memory, whatever its format
         flat = [layer.weight.data.as_strided((layer.weight.numel(),), (1,)) for layer in self.layers]
-        # flipping back mends the others exactly
-        intact = [weight.clone() if self.noise or ws else None for weight, ws in zip(flat, standardized)]
+        # None: undoing the flips restores these exactly
+        intact = [weight.clone() if self.noise or ws else None for weight, ws in zip(flat, with_ws)]
         noise_start, flip_start = torch.randint(
             self.SHIFTS, (2,), generator=self.generator, device=flat[0].device
         ).tolist()
         if self.noise:
             for weight, noise in zip(flat, self._window(self.normal, noise_start)):
                 weight.add_(noise, alpha=self.noise * weight.square().mean().sqrt().item())
-        for layer, weight, ws in zip(self.layers, flat, standardized):
+        for layer, weight, ws in zip(self.layers, flat, with_ws):
             if ws:
                 weight.copy_(standardize(weight.double()))
                 layer.standardized = True
@@ -62,7 +62,7 @@ class TrainingFaults:
         try:
             yield
         finally:
-            for layer, ws in zip(self.layers, standardized):
+            for layer, ws in zip(self.layers, with_ws):
                 if ws:
                     layer.standardized = False
             for weight, bits in zip(flat, flips):

@@ -21,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from models.quant import convolve
+
 STEPS = 128  # of the input quantiser between 0 and 1: Q1.7
 CHUNK = 125  # images that the CPU works on at once: their activations stay in its caches
 
@@ -92,7 +94,10 @@ class _Layer:
         self.weight = weight.contiguous(memory_format=torch.channels_last) if self.conv else weight
 
     def __call__(self, x):
-        x = self.module._conv_forward(x, self.weight, None) if self.conv else F.linear(x.flatten(1), self.weight)
+        if self.conv:
+            x = convolve(x, self.weight, self.module.padding, self.pad)
+        else:
+            x = F.linear(x.flatten(1), self.weight)
         if self.threshold is None:
             return x
         # between two whole numbers, so that sums which a fast algorithm rounds do no harm
@@ -122,7 +127,7 @@ class _Int8Layer(_Layer):
         scale = torch.full((outputs,), 2.0 if hidden else 1.0)
         bias = 2 - 2 * self.threshold if hidden else None
         if self.pad:
-            bias = bias - 2 * weight.flatten(1).sum(1)
+            bias = (bias if hidden else 0) - scale * weight.flatten(1).sum(1)
         after = (torch.uint8, "hardtanh", [0.0, 2.0], "") if hidden else (torch.float32, "none", [], "")
         if self.conv:
             geometry = ([1, 1], list(self.module.padding), [1, 1], 1)  # stride, padding, dilation, groups
@@ -163,9 +168,12 @@ def int8_works():
     if "AVX" not in torch.backends.cpu.get_cpu_capability():
         return False
     random = torch.Generator().manual_seed(0)
+    padded = nn.Conv2d(32, 16, 3, padding=1, device="meta")
+    padded.pad = -1
     layers = (
         (nn.Conv2d(3, 16, 3, padding=1, device="meta"), (2, 3, 6, 6), True),  # meta: draws no random numbers
         (nn.Conv2d(32, 16, 3, padding=1, device="meta"), (2, 32, 6, 6), False),
+        (padded, (2, 32, 6, 6), False),
         (nn.Linear(64, 16, device="meta"), (2, 64), False),
     )
     try:

@@ -17,8 +17,8 @@ and followed by one of two quantisers, both of which give the sign of x exactly:
 A net with pad=-1 wants just that padding, but no operator of QONNX pads ±1 with -1. It is written as FINN stores it:
 activations 0 and 1, convolutions as Im2Col and XnorPopcountMatMul, which counts equal bits, thresholds on the counts.
 
-Sums and thresholds are those of models/folded.py: where a batch norm falls, the weights of its channel have changed
-sign.
+Sums and thresholds are those of models/folded.py: a channel whose batch norm has a negative gain has its weights with
+the opposite sign.
 
 Source: QONNX (Pappalardo et al., 2022) and FINN (Umuroglu et al., 2017).
 """
@@ -110,30 +110,28 @@ def _write_padding_0(graph, layers):
     return _product(graph, x, layers[-1])
 
 
-def _windows(graph, x, layer, size, channels):
-    """N×H×W×C -> N×H×W×9C, the inputs of each output pixel."""
-    (pad, _), shape = layer.module.padding, f"(1,{size},{size},{channels})"
-    geometry = {"kernel_size": [3, 3], "stride": [1, 1], "pad_amount": [pad] * 4, "dilations": [1, 1], "depthwise": 0}
-    return graph.add("Im2Col", x, input_shape=shape, domain=GENERAL, **geometry)
+def _equal_bits(graph, x, weight):
+    """How many of each output's inputs, 0 or 1, have the bit of their weight: rows of `weight` are outputs, ±1."""
+    return graph.add("XnorPopcountMatMul", x, graph.constant((weight.T + 1) / 2, "BINARY"), domain=GENERAL)
 
 
 def _write_padding_minus_1(graph, layers, size):
     """The layers of a net whose padding is -1, in 1-bit numbers. Returns the name of what the last one sums up."""
     x = graph.input(graph.add("Transpose", "images", perm=ROWS_FIRST))
-    for layer in layers:
+    for layer, following in pairwise(layers):
         weight = layer.signs()
         inputs = weight[0].numel()
         if layer.conv:
-            x = _windows(graph, x, layer, size, weight.shape[1])
+            shape = f"(1,{size},{size},{weight.shape[1]})"
+            pads, rest = list(layer.module.padding) * 2, {"dilations": [1, 1], "depthwise": 0, "domain": GENERAL}
+            x = graph.add("Im2Col", x, input_shape=shape, kernel_size=[3, 3], stride=[1, 1], pad_amount=pads, **rest)
             weight = weight.permute(0, 2, 3, 1).flatten(1)
         if layer is layers[0]:
             x = graph.add("MatMul", x, graph.constant(weight.T, "BIPOLAR"))
             threshold = layer.threshold / STEPS
         else:
-            x = graph.add("XnorPopcountMatMul", x, graph.constant((weight.T + 1) / 2, "BINARY"), domain=GENERAL)
-            if layer is layers[-1]:
-                break
-            threshold = ((layer.threshold + inputs) / 2).ceil()  # the sum is twice the count of equal bits, minus all
+            x = _equal_bits(graph, x, weight)
+            threshold = ((layer.threshold + inputs) / 2).ceil()  # the sum is twice the count, minus all inputs
         bits = {"out_dtype": "BINARY", "out_scale": 1.0, "out_bias": 0.0, "data_layout": "NHWC" if layer.conv else "NC"}
         x = graph.add("MultiThreshold", x, threshold[:, None], domain=GENERAL, **bits)
         if layer.conv:
@@ -142,9 +140,11 @@ def _write_padding_minus_1(graph, layers, size):
         if layer.pool:
             x = graph.add("MaxPoolNHWC", x, kernel_shape=[2, 2], pads=[0, 0, 0, 0], strides=[2, 2], domain=GENERAL)
             size //= 2
-        if layer.conv and not layers[layers.index(layer) + 1].conv:
+        if layer.conv and not following.conv:
             x = graph.add("Flatten", graph.add("Transpose", x, perm=CHANNELS_FIRST), axis=1)
-    return graph.add("Add", graph.add("Mul", x, 2), -inputs)
+    weight = layers[-1].signs()
+    x = graph.add("Mul", _equal_bits(graph, x, weight), 2)
+    return graph.add("Add", x, -weight.shape[1])
 
 
 @torch.no_grad()
@@ -152,8 +152,10 @@ def to_qonnx(net, batch=1):
     """The net in evaluation mode as a cleaned-up qonnx ModelWrapper.
 
     Its input `images` is float32 batch×3×size×size in [0, 1], its output `logits` float32 batch×classes.
-    batch: 1 for a net with pad=-1, whose windows qonnx takes for one image only.
+    batch: 1 for a net with pad=-1, since qonnx takes the windows of one image only; else ValueError.
     """
+    if net.pad and batch > 1:
+        raise ValueError("a net with --pad -1 is written for one image at a time")
     from onnx import TensorProto, helper
     from qonnx.core.datatype import DataType
     from qonnx.core.modelwrapper import ModelWrapper

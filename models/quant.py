@@ -82,8 +82,16 @@ class _Binary:
         return super().inner_forward_impl(x, weight, bias)
 
 
+def convolve(x, weight, padding, value):
+    """2-d convolution of stride 1. padding: (rows, columns) on each side, of this value."""
+    if value == 0:
+        return F.conv2d(x, weight, padding=padding)
+    rows, columns = padding
+    return F.conv2d(F.pad(x, (columns, columns, rows, rows), value=value), weight)
+
+
 class BinaryConv2d(_Binary, QuantConv2d):
-    """brevitas.nn.QuantConv2d whose weights can be softened in training; same arguments.
+    """brevitas.nn.QuantConv2d of stride 1, without bias, whose weights can be softened in training; same arguments.
 
     pad: the value of the padding, 0 or -1.
     """
@@ -93,10 +101,7 @@ class BinaryConv2d(_Binary, QuantConv2d):
         self.pad = pad
 
     def _conv_forward(self, x, weight, bias):
-        if not self.pad:
-            return super()._conv_forward(x, weight, bias)
-        height, width = self.padding
-        return F.conv2d(F.pad(x, (width, width, height, height), value=self.pad), weight, bias, self.stride)
+        return convolve(x, weight, self.padding, self.pad)
 
 
 class BinaryLinear(_Binary, QuantLinear):

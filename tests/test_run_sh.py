@@ -135,6 +135,10 @@ def test_demo_from_training_to_the_tables(project):
         (("tiny_imagenet",), "python trans.py says where to get Tiny-ImageNet"),
         (("demo", "--epochs", "-1"), "error: argument --epochs: -1 is out of range: at least 1"),
         (("demo", "--sess=x"), "error: --sess=x names the checkpoint"),
+        (("demo", "--pad", "-1"), "error: --pad is for training alone"),
+        (("demo", "--data=x"), "error: --data=x: edit DATA"),
+        (("demo", "--export_finn"), "error: --export_finn: ./run.sh finn demo does that"),
+        (("demo", "--result", "x"), "error: --result is what run.sh itself reads"),
     ],
 )
 def test_bad_input_ends_the_chain_with_one_line(project, words, complaint):

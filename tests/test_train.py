@@ -528,6 +528,7 @@ def test_an_originals_name_says_what_it_is(data):
         ("--sess old_wsconv --train --resume", "is from when weight standardisation replaced the latent weights"),
         ("--train --pad 1", "argument --pad: invalid choice: 1"),
         ("--sess good --pad -1", "--pad is for --train"),
+        ("--sess good --wsconv --export_finn", "--export_finn writes the net as it was trained"),
         ("--sess good --train --resume --lr 0.5", "trained with lr 0.01, not 0.5"),
         ("--sess good --mem_fault repaired_s --faulty_bit 7", "cannot repair bit 7"),
         ("--sess good --mem_fault broken", "mem_fault 'broken' is unknown"),
