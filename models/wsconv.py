@@ -33,7 +33,7 @@ class _WeightStandardized:
         if self.standardized:
             return self.weight
         weight = self.weight.detach()
-        value = standardize(weight.double()).float()  # in float64 no sign depends on how threads share the sums out
+        value = standardize(weight.double()).float()  # in float64, so that threads share the sums out as they like
         return value + (self.weight - weight)  # plus 0, whose gradient is 1
 
 
