@@ -60,18 +60,6 @@ def execute(model, images, title):
     return torch.from_numpy(np.concatenate(logits))
 
 
-def compare(model, images, expected, title):
-    """How many images the model predicts as expected, the largest difference of a logit, and both in words."""
-    found = execute(model, images, title)
-    alike = (found.argmax(1) == expected.argmax(1)).sum().item()
-    difference = (found - expected).abs().max().item()
-    return (
-        alike,
-        difference,
-        f"{alike} of {len(images)} test images predicted alike, logits differ by at most {difference:.2g}",
-    )
-
-
 def verify(path, images, expected, target):
     """UserError unless the file, as it is and recoded as by FINN, gives the expected logits. Says what it found.
 
@@ -81,7 +69,10 @@ def verify(path, images, expected, target):
 
     model = ModelWrapper(str(path))
     for title, form in (("as it is", model), ("as FINN recodes it", recoded(model))):
-        alike, difference, found = compare(form, images, expected, title)
+        logits = execute(form, images, title)
+        alike = (logits.argmax(1) == expected.argmax(1)).sum().item()
+        difference = (logits - expected).abs().max().item()
+        found = f"{alike} of {len(images)} test images predicted alike, logits differ by at most {difference:.2g}"
         if alike < len(images) or not difference <= TOLERANCE:
             raise UserError(f"{target} is not written: {title}, against the net, {found}")
         print(f"{target}, {title}: {found}")
@@ -102,9 +93,8 @@ def export(sess, seed, data, batch=BATCH, number=VERIFY):
         "dataset": DATASETS[dataset].title,
     }
     options = state.get("options", {})
-    if (
-        not options.get("holdout") and options.get("mem_fault", "baseline") == "baseline"
-    ):  # else `acc` is of other images
+    of_other_images = options.get("holdout") or options.get("mem_fault", "baseline") != "baseline"
+    if not of_other_images:
         metadata["test_accuracy"] = f"{float(state['acc']):.3f} %"
     try:
         model = to_qonnx(net, batch)

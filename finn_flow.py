@@ -85,9 +85,8 @@ def load_builder(folder):
     initialize_dummy_settings()
     import finn.xsi
 
-    for (
-        name
-    ) in finn.xsi._LAZY_NAMES:  # parts of a simulator that it would look for in Vivado as soon as they are imported
+    # parts of a simulator that it would look for in Vivado as soon as they are imported
+    for name in finn.xsi._LAZY_NAMES:
         setattr(finn.xsi, name, type(name, (), {}))
     import finn.builder.build_dataflow_config as config
     import finn.builder.build_dataflow_steps as steps
@@ -149,9 +148,8 @@ def keep_one_bit_weights(model):
 
 
 def counts(model):
-    return ", ".join(
-        f"{number} {kind}" for kind, number in sorted(Counter(node.op_type for node in model.graph.node).items())
-    )
+    kinds = Counter(node.op_type for node in model.graph.node)
+    return ", ".join(f"{number} {kind}" for kind, number in sorted(kinds.items()))
 
 
 def flow(model, images, expected, args, folder):

@@ -61,7 +61,7 @@ measure() {
     result=$(mktemp)
     .venv/bin/python train_smaller.py "$@" --result "$result" >&2 || status=$?
     if [ $status = 0 ]; then
-        what=$(.venv/bin/python -c 'import json, sys; found = json.load(open(sys.argv[1])); print(found["setting"], format(found["top1"], ".3f"), sep="|")' "$result") ||
+        what=$(.venv/bin/python -c 'import json, sys; found = json.load(open(sys.argv[1])); print(found["setting"], format(found["top1"], ".3f"), sep="|")' "$result" 2>/dev/null) ||
             fail "train_smaller.py wrote no result"
         row "${what%|*}" "${what#*|}"
     elif [ $status = 3 ]; then
