@@ -29,7 +29,7 @@ import warnings
 from collections import Counter
 from pathlib import Path
 
-from cli import Parser, UserError, run, within
+from common import Parser, UserError, run, within
 
 IMAGES = 4  # on which the model is executed after each step
 PART = "xczu7ev-ffvc1156-2-e"  # FPGA; decides which layers FINN can build in which way

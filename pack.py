@@ -9,16 +9,13 @@ and the optimiser's state are left out: a packed net can be evaluated, exported 
 `train_smaller.py --train --pretrained FILE`, but not resumed, nor can noise be put on its latent weights.
 """
 
-import os
 from hashlib import sha256
 
 import torch
 
-import checkpoints
-from cli import Parser, UserError, run, within
-from evaluate import evaluate
-from files import write_whole
-from loader import DATASETS, EvalBatches, load
+from common import Parser, UserError, run, within, write_text, written_whole
+from datasets import DATASETS, read_images
+from engine import EvalBatches, checkpoints, evaluate
 from models.folded import Folded
 
 SESS = "cifar10_smaller"
@@ -49,21 +46,18 @@ def pack(sess, seed, data, about):
         raise UserError(
             f"{source} is an original checkpoint, which does not say how it was trained: it cannot be packed"
         )
-    batches = EvalBatches(*load(dataset, data, False), torch.device("cpu"))
+    images, labels = read_images(dataset, data, False)
+    checkpoints.check_fits(source, net, images, labels)
+    batches = EvalBatches(images, labels, torch.device("cpu"))
     score = evaluate(Folded(net), batches)
     packed = checkpoints.pack(net, state, source.read_bytes())
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with open(partial, "wb") as file:
-            torch.save(packed, file)
+    with written_whole(path) as partial:
+        checkpoints.write(partial, packed)
         _, again, _ = checkpoints.load_net(partial)
         if evaluate(Folded(again), batches) != score:
             raise UserError(f"{path} is not written: packed, the net does not score as before")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
     text = describe(path, packed, score, about)
-    write_whole(path.with_suffix(".txt"), lambda file: file.write(text.encode()))
+    write_text(path.with_suffix(".txt"), text)
     return text
 
 

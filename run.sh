@@ -5,6 +5,7 @@
 #   ./run.sh demo             a small synthetic set: no download, a few minutes
 #   ./run.sh tiny_imagenet    Tiny-ImageNet, after python trans.py
 #   ./run.sh cifar100
+#   ./run.sh folder           images in class folders of your own: name their folder in DATA below (docs/extending.md)
 #   ./run.sh test             the tests; ./run.sh check: the style
 #   ./run.sh finn             export the CIFAR-10 net and run FINN's build steps on it, without vendor tools
 #   ./run.sh finn tiny_imagenet      the same for Tiny-ImageNet; words after it go on to finn_flow.py
@@ -24,7 +25,7 @@ NOISE=""        # sigma_val of weight noise, one or several: a row each, the mea
 SWEEP=${SWEEP:-1} # 1: after the table sweep.py measures all bits, repairs, rates and weight faults into results/; 0: not
 RUNS=""         # of everything random in the sweep; empty: those of sweep.py, for the demo set 3
 REPAIRS=""      # of the sweep; empty: all but the offline ones
-DATA="data"     # folder in which the data sets lie
+DATA="data"     # folder in which the data sets lie; with folder: the data set itself
 PROCESSES=1     # more than one: one for each GPU; training is then data-parallel, the sweep shared out
 
 # freed buffers stay with the process, in huge pages: makes training on CPUs faster (glibc; without effect elsewhere)
@@ -75,7 +76,7 @@ measure() {
 
 row() { printf '| %-44s | %9s |\n' "$@"; }
 
-is_dataset() { case $1 in cifar10 | cifar100 | tiny_imagenet | demo) ;; *) return 1 ;; esac; }
+is_dataset() { grep -qF "    \"$1\": DataSet(" datasets/__init__.py; } # a row of the table
 
 suffix=
 wsconv=--no-wsconv
@@ -96,7 +97,7 @@ test)
 finn)
     dataset=${1:-cifar10}
     [ $# -gt 0 ] && shift
-    is_dataset "$dataset" || fail "'$dataset' is no data set: finn demo, cifar10, cifar100 or tiny_imagenet"
+    is_dataset "$dataset" || fail "'$dataset' is no data set: finn demo, cifar10, cifar100, tiny_imagenet or folder"
     setup
     for sess in ${SESS:-${dataset}_smaller$suffix}; do
         for seed in $SEED; do
@@ -107,7 +108,7 @@ finn)
     done
     exit
     ;;
-*) is_dataset "$dataset" || fail "'$dataset' is unknown: demo, cifar10, cifar100, tiny_imagenet, test, check or finn" ;;
+*) is_dataset "$dataset" || fail "'$dataset' is unknown: demo, cifar10, cifar100, tiny_imagenet, folder, test, check or finn" ;;
 esac
 for word in "$@"; do
     [ "$word" != any ] && [ "$word" != --faulty_bit=any ] ||

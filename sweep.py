@@ -3,34 +3,41 @@
 
     python sweep.py                                                    # -> results/cifar10_smaller_11111/
     python sweep.py --sess cifar10_smaller cifar10_smaller_wsconv --seed 11111 11112
-    torchrun --nproc_per_node=2 sweep.py                               # the cells shared out, the same files
+    torchrun --nproc_per_node=2 sweep.py                               # the faults shared out, the same files
 
 Each row of sweep.csv is written as soon as it is measured: after an interruption the same command goes on with
 what is missing, and other bits, rates or runs add to what is there.
 """
 
-import functools
 import math
 import os
 import shutil
 import sys
 from argparse import BooleanOptionalAction
-from contextlib import nullcontext
+from functools import lru_cache
 from pathlib import Path
 
 import torch
 
-import checkpoints
-import plot
-import tables
-from checkpoints import digest
-from cli import Parser, UserError, run, within
-from evaluate import evaluate
-from faults import MSB, REPAIRS, break_bit, get_bit, image_bits, image_breaks, mend, weight_flips, weight_noise
-from loader import EvalBatches, fitter, load
+import CIFARDataset
+from common import Parser, UserError, run, within, write_text
+from datasets import read_images
+from engine import EvalBatches, Processes, checkpoints, measure, state_of
+from faults import MSB, NO_FAULT, NOISE_KINDS, Fault, faulty_images, get_bit
 from models.folded import Folded
-from processes import Processes
-from tables import BASELINE, NOISES, Cell
+from repairs import REPAIRS, repaired
+from report import (
+    OtherVersion,
+    fault_in,
+    markdown,
+    read_rows,
+    row_of,
+    summary_json,
+    to_line,
+    write_pictures,
+    write_plots,
+    write_rows,
+)
 
 SESS = ["cifar10_smaller"]  # names of checkpoints
 SEED = [11111]  # theirs
@@ -45,7 +52,7 @@ RATE_BITS = [7, 6, 5]
 SIGMA = [0, 0.2, 0.4, 0.6, 0.8, 1.0]  # sigma_val of weight noise; its standard deviation is sigma_val²
 FLIP = [1e-4, 1e-3, 1e-2, 0.02, 0.05, 0.1]  # probabilities that a binary weight flips
 RUNS = 10  # of everything random; run r draws with seed + r
-LINE = 50  # cells to a line of progress, where there is no terminal for a bar
+LINE = 50  # faults to a line of progress, where there is no terminal for a bar
 WORKERS = os.cpu_count()  # threads that decode Tiny-ImageNet, the first time
 
 
@@ -94,57 +101,23 @@ def parse():
     return parser.parse_args()
 
 
-def wanted_cells(args):
-    """The cells the options ask for, each once. What does nothing (rate, sigma or probability 0) is the baseline."""
+def wanted_faults(args):
+    """What the options ask to measure, each once. What does nothing (rate, sigma or probability 0) is the baseline."""
     runs = range(args.runs)
-    cells = [BASELINE]
+    faults = [NO_FAULT]
     for bit in args.bits:
-        cells += [Cell("random", bit, level=1.0, run=run) for run in runs]
-        cells += [Cell(fault, bit, level=1.0) for fault in ("stuck_at_0", "stuck_at_1")]
+        faults += [Fault("random", bit, level=1.0, run=run) for run in runs]
+        faults += [Fault(kind, bit, level=1.0) for kind in ("stuck_at_0", "stuck_at_1")]
         for repair in args.repair:
-            sources = {"repaired_n": range(MSB), "repaired_s": [MSB]}.get(repair, [None])
             if bit not in REPAIRS[repair].cannot:
-                cells += [Cell("random", bit, repair, source, 1.0) for source in sources if source != bit]
-    cells += [Cell("random", bit, level=rate, run=run) for bit in args.rate_bits for rate in args.rate for run in runs]
-    for fault, levels in (("noise", args.sigma), ("noise_relative", args.sigma), ("flips", args.flip)):
-        cells += [Cell(fault, level=level, run=run) for level in levels for run in runs]
-    return list(dict.fromkeys(cell for cell in cells if cell.level != 0))
-
-
-@functools.lru_cache(4)  # cells of the same run follow each other; sessions may have other seeds
-def random_bits(seed, shape):
-    return image_bits(seed, range(shape[0]), shape[1:])
-
-
-def faulty_images(cell, images, seed):
-    """The images under the fault of a cell, unrepaired: uint8 N×3×H×W."""
-    if cell.bit is None:
-        return images
-    reads = {"stuck_at_0": 0, "stuck_at_1": 1}.get(cell.fault)
-    if reads is None:
-        reads = random_bits(seed, images.shape)
-    broken = image_breaks(seed, range(len(images)), images.shape[1:], cell.level) if cell.level < 1 else None
-    return break_bit(images, cell.bit, reads, broken)
-
-
-def faulty_weights(cell, net, seed):
-    """A context manager under which the net has the faulty weights; it yields the share flipped."""
-    if cell.fault == "flips":
-        return weight_flips(net, cell.level, seed)
-    if cell.fault in NOISES:
-        return weight_noise(net, cell.level, seed, relative=cell.fault == "noise_relative")
-    return nullcontext()
-
-
-def measure(cell, net, tester, batches, seed):
-    """The Score of a cell, and the share of weights flipped (None under image faults). tester: net, or Folded(net)."""
-    with faulty_weights(cell, net, seed) as flipped:
-        if flipped is not None and tester is not net:
-            tester.take_weights()
-        score = evaluate(tester, batches)
-    if flipped is not None and tester is not net:
-        tester.take_weights()
-    return score, flipped
+                sources = REPAIRS[repair].sources or [None]
+                faults += [Fault("random", bit, repair, source, 1.0) for source in sources if source != bit]
+    faults += [
+        Fault("random", bit, level=rate, run=run) for bit in args.rate_bits for rate in args.rate for run in runs
+    ]
+    for kind, levels in (("noise", args.sigma), ("noise_relative", args.sigma), ("flips", args.flip)):
+        faults += [Fault(kind, level=level, run=run) for level in levels for run in runs]
+    return list(dict.fromkeys(fault for fault in faults if fault.level != 0))
 
 
 def same_bits(clean, images, bit):
@@ -159,23 +132,20 @@ def psnr(clean, images):
 
 
 class TestSet:
-    """The test images of a data set, and what the cells make of them."""
+    """The test images of a data set, and what the faults make of them."""
 
     def __init__(self, dataset, args):
-        self.images, self.labels = load(dataset, args.data, False, args.workers)
-        self.digest = digest(self.images.numpy().tobytes() + self.labels.numpy().tobytes())
-        self.fitted = functools.cache(fitter(dataset, args.data, args.workers))
-        self.under = functools.lru_cache(1)(self._under)  # all sessions measure a cell before the next one's turn
+        self.images, self.labels = read_images(dataset, args.data, False, args.workers)
+        self.digest = checkpoints.digest(self.images.numpy().tobytes() + self.labels.numpy().tobytes())
+        self.state_of = lru_cache(None)(lambda fault: state_of(fault, dataset, args.data, args.workers))
+        self.under = lru_cache(1)(self._under)  # all sessions measure a fault before the next one's turn
 
-    def _under(self, cell, seed):
-        """The images after fault and repair of a cell, and what became of the bits: columns of its row."""
-        images = faulty_images(cell, self.images, seed)
-        if cell.repair:
-            extra = cell.source if cell.repair == "repaired_n" else self.fitted(cell.repair, cell.bit)
-            images = mend(cell.repair, images, cell.bit, extra)
-        if cell.bit is None:
+    def _under(self, fault, seed):
+        """The images after a fault and its repair, and what became of the bits: columns of its row."""
+        images = repaired(fault, faulty_images(fault, self.images, seed), self.state_of(fault))
+        if fault.bit is None:
             return images, {}
-        return images, {"recovered": same_bits(self.images, images, cell.bit), "psnr": psnr(self.images, images)}
+        return images, {"recovered": same_bits(self.images, images, fault.bit), "psnr": psnr(self.images, images)}
 
 
 class Session:
@@ -193,12 +163,13 @@ class Session:
         if dataset not in test_sets:
             test_sets[dataset] = TestSet(dataset, args)
         self.test_set = test_sets[dataset]
+        checkpoints.check_fits(self.path, net, self.test_set.images, self.test_set.labels)
         self.what = {
             "dataset": dataset,
             "images": self.test_set.digest,
             "sess": sess,
             "seed": seed,
-            "checkpoint": state["packed_from"] if self.packed else digest(self.path.read_bytes()),
+            "checkpoint": state["packed_from"] if self.packed else checkpoints.digest(self.path.read_bytes()),
             "n": len(self.test_set.labels),
         }
         self.folder = Path(args.results) / self.name
@@ -223,9 +194,9 @@ class Session:
         """Make the folder and a sweep.csv: an empty one, or the one there is without its damaged lines."""
         try:
             try:
-                rows, damaged = tables.read(self.csv) if self.csv.exists() else ([], [])
+                rows, damaged = read_rows(self.csv) if self.csv.exists() else ([], [])
                 foreign = self.foreign(rows)
-            except tables.OtherVersion:
+            except OtherVersion:
                 rows, damaged, foreign = [], [], "another version of this project"
             if foreign and replace:
                 old = self.folder.with_name(f"{self.folder.name}.old")
@@ -245,10 +216,10 @@ class Session:
                 f"{self.csv}: line {', '.join(map(str, damaged))} cut short or damaged: dropped, "
                 f"the other {len(rows)} rows stay"
             )
-        tables.write(self.csv, rows)
+        write_rows(self.csv, rows)
 
     def foreign(self, rows):
-        """In what the rows are of something else than this session, in words; "" if they are not."""
+        """Describes the first mismatch between rows and this session; "" if there is none."""
         for row in rows:
             for key, value in self.what.items():
                 if row[key] != value:
@@ -256,23 +227,22 @@ class Session:
         return ""
 
     def rows(self):
-        return tables.read(self.csv)[0]
+        return read_rows(self.csv)[0]
 
-    def measure(self, cell):
-        """The row of a cell."""
-        seed = self.seed + cell.run
-        images, quality = self.test_set.under(
-            cell, 0 if cell.repair else seed
-        )  # no repair depends on what broken bits read
+    def measure(self, fault):
+        """The row of a fault."""
+        seed = self.seed + fault.run
+        # no repair depends on what broken bits read
+        images, quality = self.test_set.under(fault, 0 if fault.repair else seed)
         batches = EvalBatches(images, self.test_set.labels, next(self.net.parameters()).device)
-        score, flipped = measure(cell, self.net, self.tester, batches, seed)
-        return tables.row_of(cell, score, **self.what, run_seed=seed, flipped=flipped, **quality)
+        score, flipped = measure(fault, self.net, self.tester, batches, seed)
+        return row_of(fault, score, **self.what, run_seed=seed, flipped=flipped, **quality)
 
 
-def turn(cell):
-    """When a cell's turn is: run by run, for what is random is drawn once; what takes long first, shared out evenly."""
-    slow = cell.repair is not None and REPAIRS[cell.repair].cost is None
-    return cell.run, not slow, cell.repair if slow else ""
+def turn(fault):
+    """Sort key: by run, since what is random is drawn once; slow repairs first, so that they are shared out evenly."""
+    slow = fault.repair is not None and REPAIRS[fault.repair].cost is None
+    return fault.run, not slow, fault.repair if slow else ""
 
 
 def sweep(args, processes):
@@ -283,29 +253,29 @@ def sweep(args, processes):
         if processes.rank == 0:
             for session in sessions:
                 session.tidy(args.replace, processes.print)
-    cells = wanted_cells(args)
-    todo = {cell: [] for cell in sorted(cells, key=turn)}
+    faults = wanted_faults(args)
+    todo = {fault: [] for fault in sorted(faults, key=turn)}
     for session in sessions:
-        done = {tables.cell_of(row) for row in session.rows()}
-        possible = [cell for cell in cells if not (session.packed and cell.fault in NOISES)]
-        if len(possible) < len(cells):
+        done = {fault_in(row) for row in session.rows()}
+        possible = [fault for fault in faults if not (session.packed and fault.kind in NOISE_KINDS)]
+        if len(possible) < len(faults):
             processes.print(
                 f"{session.path} is packed, without the latent weights that weight noise needs: no noise is measured"
             )
-        for cell in possible:
-            if cell not in done:
-                todo[cell].append(session)
-    todo = [(cell, missing) for cell, missing in todo.items() if missing]
+        for fault in possible:
+            if fault not in done:
+                todo[fault].append(session)
+    todo = [(fault, missing) for fault, missing in todo.items() if missing]
     rows = sum(len(missing) for _, missing in todo)
     processes.wait()  # all know what is missing before the first row is added
     processes.print(
-        f"{', '.join(session.name for session in sessions)}: {rows} of {len(cells) * len(sessions)} cells to measure"
+        f"{', '.join(session.name for session in sessions)}: {rows} of {len(faults) * len(sessions)} cells to measure"
     )
 
-    mine = [(session, cell) for cell, missing in processes.share(todo) for session in missing]
+    mine = [(session, fault) for fault, missing in processes.share(todo) for session in missing]
     try:
-        for number, (session, cell) in enumerate(processes.bar(mine, "sweep", len(mine)), 1):
-            line = tables.to_line(session.measure(cell))
+        for number, (session, fault) in enumerate(processes.bar(mine, "sweep", len(mine)), 1):
+            line = to_line(session.measure(fault))
             with open(session.csv, "a", encoding="utf-8") as file:
                 file.write(line)
             if number % LINE == 0 and not sys.stderr.isatty():
@@ -325,11 +295,18 @@ def write_up(sessions):
         others = {
             other.name: rows[other.name] for other in sessions if other.seed == session.seed and other is not session
         }
-        tables.write(session.csv, own)
-        tables.write_text(session.folder / "tables.md", tables.markdown(session.name, own, others))
-        tables.write_text(session.folder / "summary.json", tables.summary(own))
-        plot.write(session.folder, {session.name: own, **others})
-        plot.write_pictures(session.folder, session.test_set.images, session.seed, own, session.test_set.fitted)
+        write_rows(session.csv, own)
+        write_text(session.folder / "tables.md", markdown(session.name, own, others))
+        write_text(session.folder / "summary.json", summary_json(own))
+        write_plots(session.folder, {session.name: own, **others})
+        write_pictures(
+            session.folder,
+            session.test_set.images,
+            session.seed,
+            own,
+            CIFARDataset.NEIGHBOR_OFFSET,
+            session.test_set.state_of,
+        )
         print(f"{session.folder}: sweep.csv, tables.md, summary.json, plots")
 
 

@@ -15,7 +15,7 @@ import zipfile
 import zlib
 from pathlib import Path
 
-from cli import Parser, UserError, run
+from common import Parser, UserError, run
 
 URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 FOLDER = "data/tiny-imagenet-200"

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Images/s of the folded net against Brevitas' own forward pass, side by side in one run.
 
-    python bench/evaluate.py                          # CIFAR-10 net
-    python bench/evaluate.py --net tiny_imagenet_smaller --wsconv
+    python -m bench.evaluate                          # CIFAR-10 net
+    python -m bench.evaluate --net tiny_imagenet_smaller --wsconv
 
 Both evaluate the same uint8 images as sweep.py does, Brevitas in float32 and channels_last, in turn, so that
 both see the same noise of the machine. Their logits are compared first. The ratio is taken round by round; its
@@ -12,18 +12,13 @@ operations for each multiply-accumulate of the layers, all else counted as nothi
 """
 
 import statistics
-import sys
 import time
 from argparse import BooleanOptionalAction
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from cli import Parser, UserError, run, within
-from evaluate import evaluate
-from loader import EvalBatches
+from common import Parser, UserError, run, within
+from engine import EvalBatches, evaluate
 from models import CNV, TOPOLOGIES
 from models.costs import costs
 from models.folded import Folded

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Images/s of this project's training step against the usual way, side by side in one run.
 
-    python bench/train.py --data data                      # CIFAR-10 net
-    python bench/train.py --data data --dataset demo
-    python bench/train.py --parts                          # where the time of our step goes
-    python bench/train.py --train_flip 0.05 --margin 3     # our step with these options against ours without
+    python -m bench.train --data data                      # CIFAR-10 net
+    python -m bench.train --data data --dataset demo
+    python -m bench.train --parts                          # where the time of our step goes
+    python -m bench.train --train_flip 0.05 --margin 3     # our step with these options against ours without
 
 usual: torchvision's CIFAR10 and transforms in a DataLoader, Brevitas' layers, float32, eager.
 ours: train_smaller.py's batches and step. Both on the same images, net, batch size and optimiser, in turn, so
@@ -13,31 +13,30 @@ is taken round by round; its median is what to quote.
 """
 
 import statistics
-import sys
 import time
 from argparse import Namespace
+from dataclasses import asdict
 from itertools import islice
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader
-from torchvision import datasets, transforms
+from torchvision import transforms
 
-import train_smaller
-from CIFARDataset import CIFAR10
-from cli import Parser, run, within
-from demo import Demo
-from loader import TrainBatches, fitter, load
+from common import Parser, run, within
+from datasets import read_images
+from datasets.cifar import CIFAR10
+from datasets.demo import Demo
+from engine import TrainBatches, Training, bf16_is_fast, compiled, state_of, train_pass
+from faults import TrainingFaults
 from models import CNV, TOPOLOGIES
 from models.costs import costs
-from training_faults import TrainingFaults
+from recipes import MODERN, make_loss, make_optimizer
+from repairs import fault_of
 
 ROUNDS = 5
 STEPS = 6  # of each way in a round
-BATCH_SIZE = train_smaller.RECIPES["modern"]["batch_size"]["cifar10"]
+BATCH_SIZE = MODERN.batch_size
 WARM_UP = 3  # steps before those that count, with --parts
 LARGE = 4096  # rows and columns of the product that tells the machine's limit
 WORKERS = 2  # DataLoader processes
@@ -52,28 +51,15 @@ PLAIN = {
 }
 
 
-class Plain(torch.utils.data.Dataset):
-    """The data set as torchvision's own class hands it out: a PIL image, transformed."""
-
-    def __init__(self, dataset):
-        self.dataset = dataset
-
-    def __len__(self):
-        return len(self.dataset)
-
-    def __getitem__(self, index):
-        return datasets.CIFAR10.__getitem__(self.dataset, index)
-
-
 def usual_steps(args, device):
     """A generator: each next() is one training step of the usual way."""
     augment = transforms.Compose(
         [transforms.RandomCrop(32, 4), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
     )
-    images = Plain(KINDS[args.dataset](args.data, transform=augment, download=True))
+    images = KINDS[args.dataset](args.data, transform=augment, download=True)
     batches = DataLoader(images, BATCH_SIZE, shuffle=True, num_workers=WORKERS, drop_last=True)
     net = CNV(TOPOLOGIES["cifar_smaller"], 10).to(device).train()
-    optimizer = torch.optim.Adam(net.parameters(), train_smaller.RECIPES["modern"]["lr"])
+    optimizer = torch.optim.Adam(net.parameters(), MODERN.lr)
     while True:
         for images, labels in batches:
             loss = F.cross_entropy(net(images.to(device)), labels.to(device))
@@ -85,19 +71,24 @@ def usual_steps(args, device):
 
 def our_training(args, device):
     """A Training of train_smaller.py, at a constant learning rate, and its batches."""
-    images, labels = load(args.dataset, args.data, True)
-    image_faults = train_smaller.image_faults(vars(args), fitter(args.dataset, args.data))
-    batches = TrainBatches(images, labels, BATCH_SIZE, padding=4, faults=image_faults, seed=0, device=device)
+    images, labels = read_images(args.dataset, args.data, True)
+    fault = fault_of(args.mem_fault, args.faulty_bit, args.neighbor_offset)
+    faults = [(fault, state_of(fault, args.dataset, args.data))]
+    batches = TrainBatches(images, labels, BATCH_SIZE, padding=4, faults=faults, seed=0, device=device)
     net = CNV(TOPOLOGIES["cifar_smaller"], 10).to(device, memory_format=torch.channels_last)
-    options = {**train_smaller.RECIPES["modern"], "decay": train_smaller.DECAY, "processes": 1}
-    optimizer = train_smaller.make_optimizer(net, options)
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=train_smaller.bf16_is_fast(device))
-    model = train_smaller.compiled(net, BATCH_SIZE, batches.size, device, autocast, torch.channels_last)
-    compute_loss = train_smaller.make_loss({**options, "loss": "ce", "margin": args.margin})
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
-    faults = TrainingFaults(net, args.train_flip, args.train_noise, 0)
-    training = train_smaller.Training(
-        model, BATCH_SIZE, torch.channels_last, autocast, compute_loss, optimizer, scheduler, faults, lambda step: None
+    options = {**asdict(MODERN), "decay": 0.0, "processes": 1, "loss": "ce", "margin": args.margin}
+    optimizer = make_optimizer(net, options)
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16_is_fast(device))
+    training = Training(
+        model=compiled(net, BATCH_SIZE, batches.size, device, autocast, torch.channels_last),
+        batch_size=BATCH_SIZE,
+        layout=torch.channels_last,
+        autocast=autocast,
+        compute_loss=make_loss(options),
+        optimizer=optimizer,
+        scheduler=torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0),
+        faults=TrainingFaults(net, args.train_flip, args.train_noise, 0),
+        set_softness=lambda step: None,
     )
     return training, batches
 
@@ -109,7 +100,7 @@ def our_steps(args, device):
     while True:
         steps = batches.epoch(epoch)
         for _ in range(len(batches.labels) // BATCH_SIZE):
-            train_smaller.train_pass(training, islice(steps, 1))
+            train_pass(training, islice(steps, 1))
             yield
         epoch += 1
 
@@ -144,7 +135,7 @@ def parts(args, device):
 
     _, first, *_, total = costs(TOPOLOGIES["cifar_smaller"], 10)
     operations = 2 * BATCH_SIZE * (3 * total.macs - first.macs)  # forward, by inputs, by weights; not by the images
-    dtype = torch.bfloat16 if train_smaller.bf16_is_fast(device) else torch.float32
+    dtype = torch.bfloat16 if bf16_is_fast(device) else torch.float32
     a, b = (torch.randn(LARGE, LARGE, device=device).to(dtype) for _ in range(2))
     product = []
     for _ in range(5):
@@ -189,7 +180,7 @@ def main():
     parser.add_argument("--rounds", type=within(int, 1), default=ROUNDS)
     parser.add_argument("--parts", action="store_true", help="where the time of our step goes, instead")
     group = parser.add_argument_group("as of train_smaller.py: our step with these, against ours without")
-    kinds = {"faulty_bit": train_smaller.bit_or_any, "neighbor_offset": int, "train_flip": within(float, 0, 0.5)}
+    kinds = {"faulty_bit": within(int, 0, 7), "neighbor_offset": int, "train_flip": within(float, 0, 0.5)}
     kinds |= {"train_noise": within(float, 0), "margin": within(float, 0)}
     for name, value in PLAIN.items():
         group.add_argument(f"--{name}", type=kinds.get(name), default=value)

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 
-class Cost(NamedTuple):
+class LayerCost(NamedTuple):
     layer: str
     shape: tuple  # of its output for one image, after the pooling
     macs: int  # multiply-accumulates for one image, those with the padding's zeros included
@@ -14,29 +14,30 @@ class Cost(NamedTuple):
 
 
 def costs(topology, classes, channels=3):
-    """A Cost for the input, each layer, and the sums.
+    """A LayerCost for the input, each layer, and the sums.
 
     Activations are 1 bit, the input 8; the last layer's sums have the bits that whole numbers of their range need.
     """
     size = topology.size
-    rows = [Cost("input", (channels, size, size), 0, 0, 0, 0, 8 * channels * size * size)]
+    rows = [LayerCost("input", (channels, size, size), 0, 0, 0, 0, 8 * channels * size * size)]
     for i, (width, pool) in enumerate(topology.conv, 1):
         size += 2 * topology.padding - 2
         weights = 9 * channels * width
         macs = weights * size * size
         size //= 2 if pool else 1
         shape = (width, size, size)
-        rows.append(Cost(f"conv {i}", shape, macs, 1, weights + 2 * width, weights, width * size * size))
+        rows.append(LayerCost(f"conv {i}", shape, macs, 1, weights + 2 * width, weights, width * size * size))
         channels = width
     features = topology.flat
     for i, width in enumerate((*topology.fc, classes), 1):
         last = i > len(topology.fc)
         weights, norm = features * width, 2 if last else 2 * width
         bits = (2 * features).bit_length() if last else 1  # sums from -features to features
-        rows.append(Cost(f"fc {i}", (width,), weights, 1, weights + norm, weights, bits * width))
+        rows.append(LayerCost(f"fc {i}", (width,), weights, 1, weights + norm, weights, bits * width))
         features = width
-    sums = [sum(column) for column in zip(*(row[4:] for row in rows))]
-    return [*rows, Cost("total", (), sum(row.macs for row in rows), 0, *sums)]
+    summed = ("macs", "parameters", "weight_memory", "activation_memory")
+    sums = {name: sum(getattr(row, name) for row in rows) for name in summed}
+    return [*rows, LayerCost("total", (), weight_bits=0, **sums)]
 
 
 def table(rows):
@@ -44,11 +45,8 @@ def table(rows):
     lines = [
         ("layer", "output", "MACs", "weight bits", "parameters", "weight memory (bits)", "activation memory (bits)")
     ]
-    for row in rows:
-        numbers = (row.macs, row.weight_bits, *row[4:])
-        lines.append(
-            (row.layer, "×".join(map(str, row.shape)), *(f"{number:,}" if number else "" for number in numbers))
-        )
+    for layer, shape, *numbers in rows:
+        lines.append((layer, "×".join(map(str, shape)), *(f"{number:,}" if number else "" for number in numbers)))
     widths = [max(map(len, column)) for column in zip(*lines)]
     return "\n".join(
         "  ".join(

@@ -16,6 +16,7 @@ Source: thresholds in place of batch norms are Umuroglu et al., "FINN" (2017).
 """
 
 import functools
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -42,12 +43,13 @@ class Folded(nn.Module):
         self.int8 = int8 and net.binary_layers()[0].weight.device.type == "cpu" and int8_works()
         layer_kind = _Int8Layer if self.int8 else _Layer
         self.layers = []
-        modules = [*net.conv_features, *net.linear_features, None, None]
-        for i, module in enumerate(modules):
-            if module in net.binary_layers():
-                norm = modules[i + 1] if isinstance(modules[i + 1], (nn.BatchNorm1d, nn.BatchNorm2d)) else None
-                pool = isinstance(modules[i + 3], nn.MaxPool2d)
-                self.layers.append(layer_kind(module, norm, pool, first=not self.layers))
+        modules = [*net.conv_features, *net.linear_features]
+        starts = [i for i, module in enumerate(modules) if module in net.binary_layers()]
+        for start, end in pairwise([*starts, len(modules)]):
+            module, *after = modules[start:end]  # after it: batch norm or TensorNorm, activation, pool
+            norm = next((each for each in after if isinstance(each, (nn.BatchNorm1d, nn.BatchNorm2d))), None)
+            pool = any(isinstance(each, nn.MaxPool2d) for each in after)
+            self.layers.append(layer_kind(module, norm, pool, first=not self.layers))
         self.take_weights()
 
     @torch.no_grad()

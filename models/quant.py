@@ -61,7 +61,11 @@ class _Binary:
     In training a layer computes with signs + softness·(latent - signs). Here the latent weights are divided by twice
     their mean magnitude and clamped to ±1. softness: a scalar buffer, 0 for signs, not saved. The gradient passes
     unchanged, as it does through the signs, whatever the softness is.
+
+    flips: None, or a bool tensor of the shape of `weight`: binary weights that have the other sign (faults/weights.py).
     """
+
+    flips = None
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -72,7 +76,8 @@ class _Binary:
         return self.weight
 
     def quant_weight(self, *args, **kwargs):
-        return self.weight_quant(self.latent_weight())
+        weight = self.weight_quant(self.latent_weight())
+        return weight if self.flips is None else weight.set(value=torch.where(self.flips, -weight.value, weight.value))
 
     def inner_forward_impl(self, x, weight, bias):
         if self.training:

@@ -5,7 +5,9 @@ import pickle
 import numpy as np
 import torch
 
-import checkpoints
+from engine import checkpoints
+from faults import break_images
+from repairs import fault_of, repaired
 
 
 def write_cifar10(root, rows=6, protocol=2):
@@ -21,6 +23,16 @@ def write_cifar10(root, rows=6, protocol=2):
     return folder
 
 
+def apply(fault, images, draw, state=None):
+    """Images after fault and repair. draw: shape -> what the broken bits read."""
+    return repaired(fault, break_images(fault, images, draw), state)
+
+
+def mend(repair, images, bit, state=None):
+    """Faulty images after a repair of the table; repaired_n copies the next lower bit, bit 0 the next higher one."""
+    return repaired(fault_of(repair, bit, 1 if bit == 0 else -1), images, state)
+
+
 def save_checkpoint(net, sess, dataset, wsconv, seed=11111, acc=10.0):
     """A checkpoint of `net` as after one epoch, without what only resuming needs. Returns its path."""
     path = checkpoints.path_of(sess, seed)
@@ -31,7 +43,7 @@ def save_checkpoint(net, sess, dataset, wsconv, seed=11111, acc=10.0):
 
 def trained_net(dataset, wsconv=False, init=0.3):
     """A random net as after some training: statistics under which its activations vary, latents not standardised."""
-    net = checkpoints.build_net(dataset, wsconv, init)
+    net = checkpoints.build_net({"dataset": dataset, "wsconv": wsconv, "pad": 0}, init)
     net.train()
     size = net.topology.size
     with torch.no_grad():

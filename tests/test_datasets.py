@@ -8,28 +8,28 @@ import pytest
 import torch
 from made import write_cifar10
 from PIL import Image
-from torchvision import datasets, transforms
+from torchvision import datasets as torchvision_datasets
+from torchvision import transforms
 
 import CIFARDataset
-import demo
-import loader
-import tiny_imagenet
 from CIFARDataset import CIFAR10, CIFAR100
-from cli import UserError
-from faults import Fault, image_bits
-from loader import EvalBatches, TrainBatches, with_fault
+from common import UserError
+from datasets import demo, folders, read_images, tiny_imagenet
+from engine import EvalBatches, TrainBatches
+from faults import NO_FAULT, image_bits
+from repairs import fault_of, with_fault
 
-BASELINE = Fault.of("baseline", 6, -1)
+BASELINE = NO_FAULT, None
 CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("protocol", (2, 4, 5))
 def test_items_equal_torchvision(tmp_path, monkeypatch, protocol):
     write_cifar10(tmp_path, protocol=protocol)
-    monkeypatch.setattr(datasets.cifar, "check_integrity", lambda path, md5=None: True)
+    monkeypatch.setattr(torchvision_datasets.cifar, "check_integrity", lambda path, md5=None: True)
     for train in (True, False):
         own = CIFAR10(tmp_path, train=train)
-        theirs = datasets.CIFAR10(tmp_path, train=train, transform=transforms.ToTensor())
+        theirs = torchvision_datasets.CIFAR10(tmp_path, train=train, transform=transforms.ToTensor())
         assert len(own) == len(theirs) == (30 if train else 6)
         assert own.classes == theirs.classes and own.class_to_idx == theirs.class_to_idx
         for (image, label), (other, other_label) in zip(own, theirs):
@@ -73,14 +73,14 @@ def test_constants_are_read_when_used(tmp_path, monkeypatch):
     write_cifar10(tmp_path)
     monkeypatch.setattr(CIFARDataset, "FAULTY_BIT", 3)
     monkeypatch.setattr(CIFARDataset, "NEIGHBOR_OFFSET", 2)
-    assert CIFAR10(tmp_path, "repaired_n").fault == Fault("repaired_n", 3, 2)
+    assert CIFAR10(tmp_path, "repaired_n").fault == fault_of("repaired_n", 3, 2)
 
 
 def test_items_equal_the_loader_whatever_order_and_workers(tmp_path):
     write_cifar10(tmp_path)
     dataset = CIFAR10(tmp_path, "faulty", train=False, faulty_bit=6, seed=5)
-    images, labels = loader.load("cifar10", tmp_path, train=False)
-    faulty = with_fault(images, Fault.of("faulty", 6, -1), seed=5)
+    images, labels = read_images("cifar10", tmp_path, train=False)
+    faulty = with_fault(images, fault_of("faulty", 6, -1), seed=5)
     batches = list(EvalBatches(faulty, labels, CPU, batch_size=4))
     assert [len(labels) for _, labels in batches] == [4, 2]
     expected = torch.cat([images for images, _ in batches])
@@ -159,7 +159,7 @@ def test_no_download_possible(tmp_path, monkeypatch):
     def unreachable(*args, **kwargs):
         raise OSError("no route to host")
 
-    monkeypatch.setattr(datasets.cifar, "download_and_extract_archive", unreachable)
+    monkeypatch.setattr(torchvision_datasets.cifar, "download_and_extract_archive", unreachable)
     with pytest.raises(UserError, match=r"put cifar-10-python\.tar\.gz into .*run\.sh demo needs no download") as error:
         CIFAR10(tmp_path, download=True)
     assert "\n" not in str(error.value)
@@ -167,20 +167,20 @@ def test_no_download_possible(tmp_path, monkeypatch):
 
 def test_demo_set_is_deterministic_and_in_cifars_format(tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "BATCHES", dict.fromkeys(demo.BATCHES, 20))
-    images, labels = loader.load("demo", tmp_path / "a", train=True)
-    again, _ = loader.load("demo", tmp_path / "b", train=True)
+    images, labels = read_images("demo", tmp_path / "a", train=True)
+    again, _ = read_images("demo", tmp_path / "b", train=True)
     assert images.shape == (100, 3, 32, 32) and images.dtype == torch.uint8 and torch.equal(images, again)
     assert set(labels.tolist()) <= set(range(10))
     for name in demo.BATCHES:
         assert (tmp_path / "a/demo-batches-py" / name).read_bytes() == (
             tmp_path / "b/demo-batches-py" / name
         ).read_bytes()
-    monkeypatch.setattr(datasets.cifar, "check_integrity", lambda path, md5=None: True)
-    monkeypatch.setattr(datasets.CIFAR10, "base_folder", "demo-batches-py")
-    theirs = datasets.CIFAR10(tmp_path / "a")  # torchvision reads it
+    monkeypatch.setattr(torchvision_datasets.cifar, "check_integrity", lambda path, md5=None: True)
+    monkeypatch.setattr(torchvision_datasets.CIFAR10, "base_folder", "demo-batches-py")
+    theirs = torchvision_datasets.CIFAR10(tmp_path / "a")  # torchvision reads it
     assert np.array_equal(theirs.data, images.permute(0, 2, 3, 1).numpy()) and theirs.targets == labels.tolist()
     monkeypatch.setattr(demo, "NOISE", 0)  # an edited constant takes effect
-    assert not torch.equal(loader.load("demo", tmp_path / "a", train=True)[0], images)
+    assert not torch.equal(read_images("demo", tmp_path / "a", train=True)[0], images)
 
 
 @pytest.fixture
@@ -201,49 +201,49 @@ def tiny(tmp_path):
 @pytest.mark.filterwarnings("ignore:'mode' parameter is deprecated")
 @pytest.mark.parametrize("train", (True, False))
 def test_tiny_imagenet_equals_image_folder(tiny, train):
-    images, labels = tiny_imagenet.load(tiny, train, workers=2)
-    folder = datasets.ImageFolder(tiny / ("train" if train else "val"))
+    images, labels = tiny_imagenet.read(tiny, train, workers=2)
+    folder = torchvision_datasets.ImageFolder(tiny / ("train" if train else "val"))
     assert np.array_equal(images, np.stack([np.asarray(image) for image, _ in folder]))
     assert labels.tolist() == folder.targets
 
 
 @pytest.mark.filterwarnings("ignore:'mode' parameter is deprecated")
 def test_tiny_imagenet_cache(tiny, monkeypatch):
-    images, labels = tiny_imagenet.load(tiny, False, workers=1)
+    images, labels = tiny_imagenet.read(tiny, False, workers=1)
     with monkeypatch.context() as patch:
-        patch.setattr(tiny_imagenet, "_decode", None)  # must not be needed
-        again, again_labels = tiny_imagenet.load(tiny, False, workers=2)
+        patch.setattr(folders, "_decode", None)  # must not be needed
+        again, again_labels = tiny_imagenet.read(tiny, False, workers=2)
     assert np.array_equal(images, again) and np.array_equal(labels, again_labels)
 
     changed = tiny / "val" / "n00000003" / "images" / "val_0.JPEG"
     Image.new("RGB", (64, 64), (10, 20, 30)).save(changed)
-    fresh, _ = tiny_imagenet.load(tiny, False, workers=1)
+    fresh, _ = tiny_imagenet.read(tiny, False, workers=1)
     assert (fresh[3] == np.asarray(Image.open(changed))).all() and np.array_equal(fresh[4], images[4])
 
     cache = tiny / "val.npz"
     cache.write_bytes(cache.read_bytes()[:1000])
-    assert np.array_equal(tiny_imagenet.load(tiny, False, workers=1)[0], fresh)
+    assert np.array_equal(tiny_imagenet.read(tiny, False, workers=1)[0], fresh)
     assert sorted(path.name for path in tiny.iterdir()) == ["train", "val", "val.npz"]
 
 
 @pytest.mark.filterwarnings("ignore:'mode' parameter is deprecated")
 def test_tiny_imagenet_bad_input(tiny, tmp_path):
     with pytest.raises(UserError, match=r"python trans\.py says where"):
-        tiny_imagenet.load(tmp_path / "nowhere", True, 1)
+        tiny_imagenet.read(tmp_path / "nowhere", True, 1)
     broken = tiny / "val" / "n00000003" / "images" / "val_0.JPEG"
     broken.write_bytes(broken.read_bytes()[:200])
     with pytest.raises(UserError, match=r"n00000003/images/val_0\.JPEG is no readable image"):
-        tiny_imagenet.load(tiny, False, 2)
+        tiny_imagenet.read(tiny, False, 2)
     Image.new("RGB", (32, 64)).save(broken)
     with pytest.raises(UserError, match="32×64"):
-        tiny_imagenet.load(tiny, False, 2)
+        tiny_imagenet.read(tiny, False, 2)
     (tiny / "val" / "images").mkdir()
     with pytest.raises(UserError, match="not sorted into class folders"):
-        tiny_imagenet.load(tiny, True, 1)
+        tiny_imagenet.read(tiny, True, 1)
     (tiny / "val" / "images").rmdir()
     (tiny / "train" / "n00000000" / "images").rename(tiny / "train" / "n00000000" / "other")
     with pytest.raises(UserError, match="n00000000/images is missing"):
-        tiny_imagenet.load(tiny, True, 1)
+        tiny_imagenet.read(tiny, True, 1)
 
 
 def numbered(count, size=8):
@@ -302,7 +302,7 @@ def test_augmentation_against_numpy():
 
 def test_passes_differ_and_repeat():
     images, labels = numbered(50)
-    batches = TrainBatches(images, labels, 16, 2, [Fault.of("faulty", 6, -1)], 3, CPU)
+    batches = TrainBatches(images, labels, 16, 2, [(fault_of("faulty", 6, -1), None)], 3, CPU)
     first, second, again = (list(batches.epoch(epoch)) for epoch in (0, 1, 0))
     assert all(torch.equal(a, b) and torch.equal(c, d) for (a, c), (b, d) in zip(first, again))
     assert not torch.equal(torch.cat([labels for _, labels in first]), torch.cat([labels for _, labels in second]))
@@ -312,8 +312,8 @@ def test_passes_differ_and_repeat():
 def test_training_images_get_the_fault_after_augmentation(mem_fault, bit, offset):
     images, labels = torch.randint(0, 256, (64, 3, 8, 8), dtype=torch.uint8), torch.arange(64)
     clean = to_bytes(next(iter(TrainBatches(images, labels, 64, 2, [BASELINE], 3, CPU).epoch(0)))[0])
-    fault = Fault.of(mem_fault, bit, offset)
-    result = to_bytes(next(iter(TrainBatches(images, labels, 64, 2, [fault], 3, CPU).epoch(0)))[0])
+    fault = fault_of(mem_fault, bit, offset)
+    result = to_bytes(next(iter(TrainBatches(images, labels, 64, 2, [(fault, None)], 3, CPU).epoch(0)))[0])
     rest = clean - clean // 2**bit % 2 * 2**bit
     if mem_fault == "faulty":
         assert set((result - rest).unique().tolist()) == {0, 2**bit}

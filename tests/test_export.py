@@ -11,10 +11,9 @@ import pytest
 import torch
 from made import save_checkpoint, trained_net, write_cifar10
 
-import checkpoints
 import export_finn
-import tiny_imagenet
-from loader import load
+from datasets import read_images, tiny_imagenet
+from engine import checkpoints, finn_export
 from models import TOPOLOGIES, Topology, qonnx_graph
 from models.costs import costs, table
 from models.qonnx_graph import recoded
@@ -92,7 +91,7 @@ def test_cifar_file_equals_the_net(tmp_path, call):
 
 def test_tiny_imagenet_file_equals_the_net(call, monkeypatch):
     images = np.random.RandomState(0).randint(0, 256, (2, 64, 64, 3), dtype=np.uint8)
-    monkeypatch.setattr(tiny_imagenet, "load", lambda root, train, workers: (images, [0, 1]))
+    monkeypatch.setattr(tiny_imagenet, "read", lambda root, train, workers: (images, [0, 1]))
     save_net("tiny_imagenet_smaller", dataset="tiny_imagenet")
     status, out, err = call("--sess", "tiny_imagenet_smaller")
     assert status == 0, err
@@ -105,7 +104,7 @@ def small_export(tmp_path, monkeypatch, pad=0, conv=((8, False), (16, True), (8,
     """A checkpoint of a small net whose batch norms rise, fall, and are always on or off. Returns the net."""
     monkeypatch.setitem(TOPOLOGIES, "cifar_smaller", Topology(size=32, conv=conv, fc=(16, 64)))
     write_cifar10(tmp_path)
-    net = checkpoints.build_net("cifar10", False, init=0.3, pad=pad).train()
+    net = checkpoints.build_net({"dataset": "cifar10", "wsconv": False, "pad": pad}, init=0.3).train()
     with torch.no_grad():
         for norm in net.norms()[:-1]:
             norm.weight.normal_()
@@ -158,7 +157,7 @@ def test_file_and_its_recoded_form_equal_brevitas(tmp_path, call, monkeypatch, p
     )
 
     given, logits = (np.load(FILE.with_suffix(f".{name}.npy")) for name in ("input", "expected_output"))
-    pixels = load("cifar10", ".", train=False)[0][:4].numpy()
+    pixels = read_images("cifar10", ".", train=False)[0][:4].numpy()
     np.testing.assert_allclose(given, pixels / 255, atol=1e-7)
     with torch.no_grad():
         np.testing.assert_allclose(logits, net(torch.from_numpy(given)).numpy(), atol=1e-5)
@@ -188,9 +187,9 @@ def test_padding_0_and_minus_1_are_told_apart(tmp_path, call, monkeypatch):
 
     def wrong(path):
         name, net, state = load_net(path)
-        padded_0 = checkpoints.build_net(name, False)
+        padded_0 = checkpoints.build_net({"dataset": name, "wsconv": False, "pad": 0})
         padded_0.load_state_dict(net.state_dict())
-        monkeypatch.setattr(export_finn, "to_qonnx", lambda net, batch: qonnx_graph.to_qonnx(padded_0.eval(), batch))
+        monkeypatch.setattr(finn_export, "to_qonnx", lambda net, batch: qonnx_graph.to_qonnx(padded_0.eval(), batch))
         return name, net, state
 
     monkeypatch.setattr(checkpoints, "load_net", wrong)
@@ -200,16 +199,16 @@ def test_padding_0_and_minus_1_are_told_apart(tmp_path, call, monkeypatch):
 
 def test_no_file_stays_that_differs_from_the_net(tmp_path, call, monkeypatch):
     small_export(tmp_path, monkeypatch, conv=((8, True),))
-    to_qonnx = export_finn.to_qonnx
+    to_qonnx = finn_export.to_qonnx
 
     def wrong(net, batch):
-        copy = checkpoints.build_net("cifar10", False)
+        copy = checkpoints.build_net({"dataset": "cifar10", "wsconv": False, "pad": 0})
         copy.load_state_dict(net.state_dict())
         copy.linear_features[-1].bias.data += 0.01
         return to_qonnx(copy.eval(), batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(export_finn, "to_qonnx", wrong)
+        patch.setattr(finn_export, "to_qonnx", wrong)
         status, _, err = call("--data", ".")
     assert status == 1 and err.count("\n") == 1
     assert (
@@ -233,7 +232,7 @@ def test_no_file_stays_that_differs_from_the_net(tmp_path, call, monkeypatch):
     ],
 )
 def test_bad_input(call, words, complaint):
-    net = checkpoints.build_net("cifar10", False, pad=-1)
+    net = checkpoints.build_net({"dataset": "cifar10", "wsconv": False, "pad": -1})
     state = {
         "net": net.state_dict(),
         "acc": 12.5,
@@ -264,7 +263,7 @@ def test_costs_by_hand():
     assert rows["fc 1"][1:] == ((1024,), 16384 * 1024, 1, 16384 * 1024 + 2048, 16384 * 1024, 1024)
     assert rows["fc 3"][1:] == ((10,), 5120, 1, 5122, 5120, 110)  # -512 … 512 are 1025 numbers: 11 bits
     assert rows["total"].macs == 170_071_040 and rows["total"].weight_memory == 18_451_136
-    net = checkpoints.build_net("cifar10", False)
+    net = checkpoints.build_net({"dataset": "cifar10", "wsconv": False, "pad": 0})
     assert rows["total"].parameters == sum(parameter.numel() for parameter in net.parameters())
 
     rows = {row.layer: row for row in costs(TOPOLOGIES["tiny_imagenet_smaller"], 200)}
@@ -275,7 +274,7 @@ def test_costs_by_hand():
         rows["total"].macs
         == 1_769_472 + 3 * 4_718_592 + 4_718_592 + 10 * 9_437_184 + 512 * 1024 + 256 * 512 + 200 * 256
     )
-    net = checkpoints.build_net("tiny_imagenet", False)
+    net = checkpoints.build_net({"dataset": "tiny_imagenet", "wsconv": False, "pad": 0})
     assert rows["total"].parameters == sum(parameter.numel() for parameter in net.parameters())
 
     lines = table(costs(TOPOLOGIES["cifar_smaller"], 10)).splitlines()

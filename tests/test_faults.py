@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from made import apply
 
-from cli import UserError
-from faults import Fault, image_bits, weight_noise
-from loader import with_fault
+from common import UserError
+from faults import image_bits, weight_noise
 from models import CNV, Topology
+from repairs import fault_of, with_fault
 
 BITS = range(8)
 ALL_BYTES = torch.arange(256, dtype=torch.uint8)
@@ -49,17 +50,17 @@ def test_bytes_by_hand():
         ("repaired_s", 6, -1, 1, [0b11110010, 0b00001101, 0b11111111, 0]),
         ("repaired_s", 0, -1, 0, [0b10110011, 0b01001100, 0b11111111, 0]),
     ]:
-        result = Fault.of(mem_fault, bit, offset).apply(images, read_as(read))
+        result = apply(fault_of(mem_fault, bit, offset), images, read_as(read))
         assert result.tolist() == expected, (mem_fault, bit, offset, read)
 
 
 @pytest.mark.parametrize("mem_fault,bit,offset", list(repairs()))
 def test_repairs_against_numpy_whatever_the_broken_bit_reads(mem_fault, bit, offset):
-    fault = Fault.of(mem_fault, bit, offset)
+    fault = fault_of(mem_fault, bit, offset)
     expected = oracle(ALL_BYTES, bit, source_bit(mem_fault, bit, offset))
     random = torch.from_numpy(np.random.RandomState(0).randint(0, 2, 256).astype(np.uint8))
     for draw in (read_as(0), read_as(1), lambda shape: random):
-        result = fault.apply(ALL_BYTES, draw)
+        result = apply(fault, ALL_BYTES, draw)
         assert result.dtype == torch.uint8
         assert np.array_equal(result.numpy(), expected)
 
@@ -67,7 +68,7 @@ def test_repairs_against_numpy_whatever_the_broken_bit_reads(mem_fault, bit, off
 @pytest.mark.parametrize("bit", BITS)
 def test_only_the_faulty_bit_is_touched(bit):
     values = torch.from_numpy(np.random.RandomState(bit).randint(0, 2, 256).astype(np.uint8))
-    result = Fault.of("faulty", bit, -1).apply(ALL_BYTES, lambda shape: values)
+    result = apply(fault_of("faulty", bit, -1), ALL_BYTES, lambda shape: values)
     for clean, value, faulty in zip(ALL_BYTES.tolist(), values.tolist(), result.tolist()):
         assert faulty == clean // 2 ** (bit + 1) * 2 ** (bit + 1) + value * 2**bit + clean % 2**bit
 
@@ -75,7 +76,7 @@ def test_only_the_faulty_bit_is_touched(bit):
 def test_input_is_left_alone():
     images = ALL_BYTES.clone()
     for mem_fault in ("faulty", "repaired_n", "repaired_s"):
-        Fault.of(mem_fault, 5, -1).apply(images, read_as(1))
+        apply(fault_of(mem_fault, 5, -1), images, read_as(1))
     assert torch.equal(images, ALL_BYTES)
 
 
@@ -93,7 +94,7 @@ def test_random_bits_are_fair_seeded_and_independent_of_the_batch():
 
 def test_half_of_the_broken_bits_are_wrong():
     images = torch.randint(0, 256, (50, 3, 32, 32), dtype=torch.uint8)
-    faulty = with_fault(images, Fault.of("faulty", 6, -1), seed=1)
+    faulty = with_fault(images, fault_of("faulty", 6, -1), seed=1)
     difference = (faulty.int() - images.int()).abs()
     assert set(difference.unique().tolist()) == {0, 64}
     assert abs((difference == 64).double().mean() - 0.5) < 0.01
@@ -113,12 +114,12 @@ def test_half_of_the_broken_bits_are_wrong():
 )
 def test_impossible_faults(arguments, reason):
     with pytest.raises(UserError, match=reason):
-        Fault.of(*arguments)
+        fault_of(*arguments)
 
 
 def test_old_spellings():
-    assert Fault.of("reparied_n", 5, -1) == Fault.of("repaired_n", 5, -1)
-    assert Fault.of("reparied_s", 5, -1) == Fault.of("repaired_s", 5, -1)
+    assert fault_of("reparied_n", 5, -1) == fault_of("repaired_n", 5, -1)
+    assert fault_of("reparied_s", 5, -1) == fault_of("repaired_s", 5, -1)
 
 
 @pytest.mark.parametrize("wsconv", (False, True))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from evaluate import evaluate
+from engine import evaluate
 from faults import weight_flips, weight_noise
 from models import CNV, TOPOLOGIES, Topology, folded
 from models.folded import Folded, find_threshold

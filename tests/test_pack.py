@@ -9,12 +9,12 @@ import pytest
 import torch
 from made import save_checkpoint, trained_net, write_cifar10
 
-import checkpoints
 import export_finn
 import pack
 import sweep
 import train_smaller
-from cli import UserError
+from common import UserError
+from engine import checkpoints
 
 PACKED = "checkpoint/ckpt.t7.cifar10_smaller_11111.packed.pth"
 
@@ -81,7 +81,7 @@ def test_used_where_no_trained_one_is(call, packed_only):
     words = ["--bits", "6", "--rate", "--runs", "2", "--sigma", "0.2", "--flip", "0.1"]
     output = call(sweep, *words)
     assert f"{PACKED} is packed, without the latent weights that weight noise needs" in output
-    rows, _ = sweep.tables.read(sweep.Path("results/cifar10_smaller_11111/sweep.csv"))
+    rows, _ = sweep.read_rows(sweep.Path("results/cifar10_smaller_11111/sweep.csv"))
     assert {row["fault"] for row in rows} == {"none", "random", "stuck_at_0", "stuck_at_1", "flips"}
     assert {row["checkpoint"] for row in rows} == {sums[:16]}
     away.rename(path)  # the trained net goes on where the packed one stopped

@@ -6,16 +6,14 @@ import maxflow
 import numpy as np
 import pytest
 import torch
-from made import write_cifar10
+from made import apply, mend, write_cifar10
 
-import faults
-import fits
-import predictor
-import total_variation
 from CIFARDataset import CIFAR10
-from cli import UserError
-from faults import NEIGHBOR_PASSES, REPAIRS, Fault, fit_table, mend
-from loader import fitter, load, with_fault
+from common import UserError
+from datasets import read_images
+from engine import state_of
+from repairs import REPAIRS, fault_of, learned, learned_state, pixels, predictor, total_variation, with_fault
+from repairs.pixels import NEIGHBOR_PASSES, learn_table
 
 BITS = range(8)
 
@@ -96,8 +94,8 @@ def test_repairs_by_hand(repair):
         assert mend(repair, images, bit).tolist() == expected, bit
 
 
-def fitted_to(images):
-    return lambda repair, bit: REPAIRS[repair].fit(images, bit) if REPAIRS[repair].fit else None
+def learned_from(images, repair, bit):
+    return REPAIRS[repair].learn(images, bit) if REPAIRS[repair].learn else None
 
 
 @pytest.mark.parametrize("repair", list(REPAIRS))
@@ -106,35 +104,31 @@ def test_nothing_depends_on_what_the_broken_bit_reads_nor_changes_another_bit(re
     for bit in BITS:
         if bit in REPAIRS[repair].cannot:
             continue
-        fault = Fault.of(repair, bit, 1 if bit == 0 else -1, fitted_to(images))
+        fault = fault_of(repair, bit, 1 if bit == 0 else -1)
+        state = learned_from(images, repair, bit)
         before = images.clone()
-        results = [
-            fault.apply(images, lambda shape, value=value: torch.full(shape, value, dtype=torch.uint8))
-            for value in (0, 1)
-        ] + [
-            fault.apply(
-                images, lambda shape: torch.from_numpy(np.random.default_rng(1).integers(0, 2, shape, np.uint8))
-            )
-        ]
+        random = torch.from_numpy(np.random.default_rng(1).integers(0, 2, images.shape, np.uint8))
+        reads = [torch.zeros_like(images), torch.ones_like(images), random]
+        results = [apply(fault, images, lambda shape, bits=bits: bits, state) for bits in reads]
         assert all(torch.equal(result, results[0]) for result in results)
         assert results[0].dtype == torch.uint8 and torch.equal(images, before)
         assert (
             repair in ("midpoint", "learned_mean")
             or ((results[0] ^ images) & ~torch.tensor(1 << bit, dtype=torch.uint8)).max() == 0
         )
-        alone = torch.cat([mend_alone(fault, image) for image in images])
+        alone = torch.cat([mend_alone(fault, image, state) for image in images])
         assert torch.equal(alone, results[0])  # no image has a part in another's repair
 
 
-def mend_alone(fault, image):
-    return fault.apply(image, lambda shape: torch.zeros(shape, dtype=torch.uint8))[None]
+def mend_alone(fault, image, state):
+    return apply(fault, image, lambda shape: torch.zeros(shape, dtype=torch.uint8), state)[None]
 
 
 @pytest.mark.parametrize("bit", BITS)
 def test_table_by_counting(bit):
     images = pictures(20)
-    table = fit_table(images, bit)
-    assert table.dtype == torch.uint8 and table.shape == (3, 256) and torch.equal(table, fit_table(images, bit))
+    table = learn_table(images, bit)
+    assert table.dtype == torch.uint8 and table.shape == (3, 256) and torch.equal(table, learn_table(images, bit))
     values = images.numpy().transpose(1, 0, 2, 3).reshape(3, -1)
     for channel in range(3):
         for value in range(256):
@@ -160,8 +154,8 @@ def convolve(image, weight, bias, dilation):
 def test_learned_repair_by_hand():
     images = pictures(4, 6, 7)
     bit = 6
-    state = predictor.fit_predictor(pictures(30), bit)
-    again = predictor.fit_predictor(pictures(30), bit)
+    state = predictor.learn_predictor(pictures(30), bit)
+    again = predictor.learn_predictor(pictures(30), bit)
     assert all(torch.equal(state[key], again[key]) for key in state)
     chosen = mend("variation", images, bit).numpy() >> bit & 1  # checked by itself
     mended, means = (mend(repair, images, bit, state).numpy() for repair in ("learned", "learned_mean"))
@@ -186,7 +180,7 @@ def test_learned_repair_learns(monkeypatch):
     noise = torch.from_numpy(np.random.default_rng(0).normal(0, 30, (200, 1, 16, 16)))
     offsets = torch.tensor([-21, 0, 21])[:, None, None]
     images, bit = (pictures(200, 16, 16)[:, :1] + noise + offsets).clamp(0, 255).to(torch.uint8), 6
-    state = predictor.fit_predictor(images[:150], bit)
+    state = predictor.learn_predictor(images[:150], bit)
     right = [((mend(*way) ^ images[150:]) >> bit & 1 == 0).float().mean() for way in (
         ("variation", images[150:], bit), ("learned", images[150:], bit, state))]  # fmt: skip
     assert right[1] > right[0] + 0.05
@@ -234,7 +228,7 @@ def test_chunks_do_not_matter(monkeypatch):
     monkeypatch.setattr(total_variation, "CHUNK", 2 * images[0].numel())
     assert torch.equal(mend("variation", images, 6), together)
     together = mend("neighbors", images, 6)
-    monkeypatch.setattr(faults, "NEIGHBOR_CHUNK", 2)
+    monkeypatch.setattr(pixels, "NEIGHBOR_CHUNK", 2)
     assert torch.equal(mend("neighbors", images, 6), together)
 
 
@@ -255,22 +249,23 @@ def test_total_variation_is_worked_out_once(monkeypatch):
     assert torch.equal(mend("variation", images, 6), first)
 
 
-def test_fits_are_kept_on_disk(tmp_path):
+def test_what_was_learned_is_kept_on_disk(tmp_path):
     write_cifar10(tmp_path)
-    images, _ = load("cifar10", ".", train=False)
-    fault = Fault.of("table", 6, -1, fitter("cifar10", "."))
-    path = fits.FOLDER / "cifar10_table_6.pt"
-    assert torch.equal(torch.load(path), fit_table(load("cifar10", ".", train=True)[0], 6))
-    mended = with_fault(images, fault, 3)
+    images, _ = read_images("cifar10", ".", train=False)
+    fault = fault_of("table", 6, -1)
+    state = state_of(fault, "cifar10", ".")
+    path = learned.FOLDER / "cifar10_table_6.pt"
+    assert torch.equal(torch.load(path), learn_table(read_images("cifar10", ".", train=True)[0], 6))
+    mended = with_fault(images, fault, 3, state)
     dataset = CIFAR10(".", mem_fault="table", train=False, faulty_bit=6, seed=3)
     assert torch.equal((dataset[2][0] * 255).round().to(torch.uint8), mended[2])
 
     table = torch.ones(3, 256, dtype=torch.uint8)
     torch.save(table, path)  # it is the file that counts, and no image is read again
-    assert torch.equal(fits.fitted("table", 6, "cifar10", None), table)
-    torch.save({"weight": table}, fits.FOLDER / "cifar10_learned_6.pt")
-    assert torch.equal(fits.fitted("learned_mean", 6, "cifar10", None)["weight"], table)  # one fit for both
+    assert torch.equal(learned_state("table", 6, "cifar10", None), table)
+    torch.save({"weight": table}, learned.FOLDER / "cifar10_learned_6.pt")
+    assert torch.equal(learned_state("learned_mean", 6, "cifar10", None)["weight"], table)  # one fit for both
     path.write_bytes(b"cut")
-    with pytest.raises(UserError, match="delete it, and it is made anew"):
-        fitter("cifar10", ".")("table", 6)
-    assert fitter("cifar10", ".")("left", 6) is None
+    with pytest.raises(UserError, match="delete it, and it is learned anew"):
+        state_of(fault, "cifar10", ".")
+    assert state_of(fault_of("left", 6, -1), "cifar10", ".") is None

@@ -20,7 +20,7 @@ def project(tmp_path, root):
     launcher.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
     launcher.chmod(0o755)
     shutil.copy(copy / "requirements.txt", copy / ".venv" / "requirements.installed")
-    demo = copy / "demo.py"
+    demo = copy / "datasets" / "demo.py"
     demo.write_text(demo.read_text().replace(": 1000", ": 128"))
     layers = "conv=((64, False), (64, True), (128, False), (128, True), (256, False), (256, False)),"
     edit(copy, "models/cnv.py", layers, "conv=((16, True), (32, True)),")
@@ -131,7 +131,7 @@ def test_demo_from_training_to_the_tables(project):
 @pytest.mark.parametrize(
     "words,complaint",
     [
-        (("mnist",), "error: 'mnist' is unknown: demo, cifar10, cifar100, tiny_imagenet, test, check or finn"),
+        (("mnist",), "error: 'mnist' is unknown: demo, cifar10, cifar100, tiny_imagenet, folder, test, check or finn"),
         (("tiny_imagenet",), "python trans.py says where to get Tiny-ImageNet"),
         (("demo", "--epochs", "-1"), "error: argument --epochs: -1 is out of range: at least 1"),
         (("demo", "--sess=x"), "error: --sess=x names the checkpoint"),

@@ -1,4 +1,4 @@
-"""sweep.py, tables.py and plot.py against a slow loop over Brevitas and the data set's items, and by their files."""
+"""sweep.py, report/ and plot.py against a slow loop over Brevitas and the data set's items, and by their files."""
 
 import csv
 import json
@@ -18,15 +18,15 @@ from made import save_checkpoint, trained_net, write_cifar10
 from matplotlib import image as png
 from matplotlib import pyplot as plt
 
-import checkpoints
 import faults
 import plot
+import repairs
+import report
 import sweep
-import tables
 from CIFARDataset import CIFAR10
-from evaluate import Score
+from engine import Score, checkpoints
+from faults import NO_FAULT, Fault
 from models import TOPOLOGIES, Topology
-from tables import BASELINE, Cell
 
 TINY = Topology(size=32, conv=((8, True), (16, True)), fc=(24,))
 ROWS = 20  # test images
@@ -200,9 +200,9 @@ def test_brevitas_own_forward_pass_gives_the_same_rows(ready, call):
 
 def test_what_must_hold(ready):
     images = torch.from_numpy(CIFAR10(".", train=False).data).permute(0, 3, 1, 2)
-    assert torch.equal(sweep.faulty_images(Cell("random", 6, level=0.0), images, 1), images)
-    plane = sweep.faulty_images(Cell("random", 6, level=1.0), images, 1)
-    one_short = sweep.faulty_images(Cell("random", 6, level=1.0 - 2**-25), images, 1)
+    assert torch.equal(sweep.faulty_images(Fault("random", 6, level=0.0), images, 1), images)
+    plane = sweep.faulty_images(Fault("random", 6, level=1.0), images, 1)
+    one_short = sweep.faulty_images(Fault("random", 6, level=1.0 - 2**-25), images, 1)
     assert torch.equal(plane, one_short)  # the same bits are read, whatever the rate
 
     broken = [faults.image_breaks(1, range(ROWS), (3, 32, 32), rate) for rate in (0.1, 0.2)]
@@ -213,7 +213,7 @@ def test_what_must_hold(ready):
 def test_a_cell_is_wanted_once(monkeypatch):
     def wanted(*words):
         monkeypatch.setattr(sys, "argv", ["sweep.py", *words])
-        return sweep.wanted_cells(sweep.parse())
+        return sweep.wanted_faults(sweep.parse())
 
     cells = wanted()
     assert len(cells) == len(set(cells))
@@ -222,10 +222,10 @@ def test_a_cell_is_wanted_once(monkeypatch):
     )  # each bit: ten random, two stuck, each other bit copied, 7 repairs; not_msb but for bit 7
     assert len(cells) == 1 + planes + 3 * 5 * 10 + 2 * 5 * 10 + 6 * 10
     nothing = ["--bits", "--rate", "--sigma", "--flip"]
-    assert wanted(*nothing) == [BASELINE]
-    assert wanted("--bits", "--rate", "0", "--sigma", "0", "--flip", "0") == [BASELINE]
+    assert wanted(*nothing) == [NO_FAULT]
+    assert wanted("--bits", "--rate", "0", "--sigma", "0", "--flip", "0") == [NO_FAULT]
     only = wanted("--bits", "7", "6", "--repair", "repaired_s", *nothing[1:], "--runs", "1")
-    assert [cell for cell in only if cell.repair] == [Cell("random", 6, "repaired_s", 7, 1.0)]
+    assert [cell for cell in only if cell.repair] == [Fault("random", 6, "repaired_s", 7, 1.0)]
 
 
 def test_a_repair_of_ones_own(ready, call, monkeypatch):
@@ -233,7 +233,9 @@ def test_a_repair_of_ones_own(ready, call, monkeypatch):
         return faults.set_bit(images, bit, 1 - faults.get_bit(images, 0))
 
     monkeypatch.setitem(
-        faults.REPAIRS, "repaired_c", faults.Repair(complement, "the opposite of the LSB", faults.Cost(1, 0, 0, 0))
+        repairs.REPAIRS,
+        "repaired_c",
+        repairs.Repair(complement, "the opposite of the LSB", repairs.RepairCost(operations=1)),
     )
     status, _, err = call(
         "--data", ".", "--bits", "6", "--repair", "repaired_c", "--rate", "--sigma", "--flip", "--runs", "1"
@@ -284,7 +286,7 @@ def test_interrupted_and_continued_equals_uninterrupted(ready, call, monkeypatch
     assert status == 0 and "0 of 46 cells to measure" in out
     assert contents() == whole
 
-    for start in (b"", tables.HEADER.encode()[:7]):  # a crash right at its beginning
+    for start in (b"", report.rows.HEADER.encode()[:7]):  # a crash right at its beginning
         path.write_bytes(start)
         assert call(*FEW)[0] == 0 and contents() == whole
 
@@ -407,39 +409,42 @@ def test_tables_parse_back_to_the_figures_of_the_csv(ready, call):
 def test_what_repairs_win_back():
     """From the mean of 30 and 50 % to 80 %, 70 % is three quarters of the way; bit 6 loses too little to tell."""
     measured = {
-        BASELINE: 800,
-        Cell("random", 7, level=1.0): 300,
-        Cell("random", 7, level=1.0, run=1): 500,
-        Cell("random", 7, "median", level=1.0): 700,
-        Cell("random", 7, "left", level=1.0): 300,
-        Cell("random", 7, "repaired_n", 6, 1.0): 900,
-        Cell("random", 6, level=1.0): 775,
-        Cell("random", 6, "median", level=1.0): 799,
-        Cell("stuck_at_0", 7, level=1.0): 100,
+        NO_FAULT: 800,
+        Fault("random", 7, level=1.0): 300,
+        Fault("random", 7, level=1.0, run=1): 500,
+        Fault("random", 7, "median", level=1.0): 700,
+        Fault("random", 7, "left", level=1.0): 300,
+        Fault("random", 7, "repaired_n", 6, 1.0): 900,
+        Fault("random", 6, level=1.0): 775,
+        Fault("random", 6, "median", level=1.0): 799,
+        Fault("stuck_at_0", 7, level=1.0): 100,
     }
     same = {"dataset": "cifar10", "images": "0", "sess": "a", "seed": 1, "checkpoint": "0", "n": 1000}
-    rows = [tables.row_of(cell, Score(1000, correct, correct, 1.0), **same) for cell, correct in measured.items()]
-    table = next(table for table in parse_tables(tables.markdown("a", rows, {})) if "won back" in table[0])
+    rows = [report.rows.row_of(cell, Score(1000, correct, correct, 1.0), **same) for cell, correct in measured.items()]
+    table = next(table for table in parse_tables(report.tables.markdown("a", rows, {})) if "won back" in table[0])
     assert table[1:] == [
         ["share", "no fault", "bit 7"],
         ["repaired by bit 6", "–", "125"],
         ["left", "–", "-25"],
         ["median", "–", "75"],
     ]
-    won = {(cell.get("bit"), cell.get("repair")): cell.get("won") for cell in json.loads(tables.summary(rows))["cells"]}
+    won = {
+        (cell.get("bit"), cell.get("repair")): cell.get("won")
+        for cell in json.loads(report.summaries.summary_json(rows))["cells"]
+    }
     assert won[7, "median"] == 0.75 and won[6, "median"] is won[None, None] is None
-    assert not any("won back" in table[0] for table in parse_tables(tables.markdown("a", rows[1:], {})))
-    assert sum("won back" in table[0] for table in parse_tables(tables.markdown("a", rows, {"b": rows}))) == 1
+    assert not any("won back" in table[0] for table in parse_tables(report.tables.markdown("a", rows[1:], {})))
+    assert sum("won back" in table[0] for table in parse_tables(report.tables.markdown("a", rows, {"b": rows}))) == 1
 
 
 def test_matrices_of_several_nets(ready, call):
     call("--sess", "cifar10_smaller", "cifar10_smaller_wsconv", *FEW)
     one, two = (
-        tables.read(Path(f"results/{name}_11111/sweep.csv"))[0]
+        report.rows.read_rows(Path(f"results/{name}_11111/sweep.csv"))[0]
         for name in ("cifar10_smaller", "cifar10_smaller_wsconv")
     )
     two = [row for row in two if row["repair"] != "neighbors"]
-    text = tables.markdown("one", one, {"two": two, "three": one}).split("## Nets × what they are tested on")[1]
+    text = report.tables.markdown("one", one, {"two": two, "three": one}).split("## Nets × what they are tested on")[1]
     bit_7, bit_6, bit_3, flips = parse_tables(text)
     assert [table[0] for table in (bit_7, bit_6, bit_3, flips)] == [
         *(f"Bit {bit}: accuracy (%)" for bit in (7, 6, 3)),
@@ -466,19 +471,19 @@ def test_matrices_of_several_nets(ready, call):
 
 def test_interval():
     """Wilson's interval as in tables of it, and Student's t where the runs differ and there are many images."""
-    assert tables.interval(50, None, 1, 10) == pytest.approx((23.66, 76.34), abs=0.01)
-    assert tables.interval(0, None, 1, 10) == pytest.approx((0, 27.75), abs=0.01)
-    assert tables.interval(100, 0.0, 5, 10) == pytest.approx((72.25, 100), abs=0.01)
+    assert report.summaries.interval(50, None, 1, 10) == pytest.approx((23.66, 76.34), abs=0.01)
+    assert report.summaries.interval(0, None, 1, 10) == pytest.approx((0, 27.75), abs=0.01)
+    assert report.summaries.interval(100, 0.0, 5, 10) == pytest.approx((72.25, 100), abs=0.01)
     half = 2.262157 * 5 / np.sqrt(10)
-    assert tables.interval(50, 5.0, 10, 10**9) == pytest.approx((50 - half, 50 + half), abs=0.01)
-    assert tables.interval(50, 5.0, 2, 10**9)[0] == pytest.approx(50 - 12.7062 * 5 / np.sqrt(2), abs=0.01)
-    assert tables.interval(50, 5.0, 20, 10**9)[0] == pytest.approx(50 - 2.093 * 5 / np.sqrt(20), abs=0.01)
-    assert tables.interval(50, 5.0, 400, 10**9)[0] == pytest.approx(50 - 2.093 * 5 / 20, abs=0.01)
+    assert report.summaries.interval(50, 5.0, 10, 10**9) == pytest.approx((50 - half, 50 + half), abs=0.01)
+    assert report.summaries.interval(50, 5.0, 2, 10**9)[0] == pytest.approx(50 - 12.7062 * 5 / np.sqrt(2), abs=0.01)
+    assert report.summaries.interval(50, 5.0, 20, 10**9)[0] == pytest.approx(50 - 2.093 * 5 / np.sqrt(20), abs=0.01)
+    assert report.summaries.interval(50, 5.0, 400, 10**9)[0] == pytest.approx(50 - 2.093 * 5 / 20, abs=0.01)
 
 
 def test_plots_show_the_csv(ready, call, monkeypatch):
     figures, bands = {}, {}
-    save = plot.save
+    save = report.figures.save
 
     def note(figure, path):
         figures[path.parent.name, path.name] = [
@@ -489,7 +494,7 @@ def test_plots_show_the_csv(ready, call, monkeypatch):
         ]
         save(figure, path)
 
-    monkeypatch.setattr(plot, "save", note)
+    monkeypatch.setattr(report.figures, "save", note)
     both = ["--sess", "cifar10_smaller", "cifar10_smaller_wsconv"]
     assert call(*both, *FEW)[0] == 0
     assert not plt.get_fignums()  # all closed
@@ -557,7 +562,7 @@ def test_plots_show_the_csv(ready, call, monkeypatch):
 def test_the_picture_shows_clean_faulty_and_repaired_images(ready):
     images = torch.from_numpy(CIFAR10(".", train=False).data).permute(0, 3, 1, 2)[:2]
     shown = {(repair, bit) for repair in ("repaired_n", "repaired_s") for bit in range(8)} - {("repaired_s", 3)}
-    figure = plot.draw_images(images, 5, -1, shown)
+    figure = report.figures.draw_images(images, 5, -1, shown)
     grid = np.array(figure.axes).reshape(2 * 3, 9)
     shown = [[axes.images[0].get_array() if axes.images else None for axes in line] for line in grid]
     assert np.array_equal(shown[3][0], images[1].permute(1, 2, 0))

@@ -17,11 +17,10 @@ import pytest
 import torch
 from made import trained_net, write_cifar10
 
-import checkpoints
 import train_smaller
-from evaluate import evaluate, score, to_score
-from faults import Fault
-from loader import EvalBatches, TrainBatches, load
+from datasets import read_images
+from engine import EvalBatches, TrainBatches, checkpoints, evaluate, score, to_score
+from faults import NO_FAULT
 from models import CNV, TOPOLOGIES, Topology
 
 CHECKPOINT = Path("checkpoint/ckpt.t7.cifar10_smaller_11111.pth")
@@ -158,7 +157,7 @@ def test_training_repeats_evaluates_and_logs(data, succeed):
     assert lines[-1] == f"Avg. acc.: {state['acc']:.3f}%"
     net = CNV(TOPOLOGIES["cifar_smaller"], 10)
     net.load_state_dict(state["net"])
-    images, labels = load("cifar10", ".", train=False)
+    images, labels = read_images("cifar10", ".", train=False)
     with torch.no_grad():
         correct = sum((net.eval()(images[i : i + 1] / 255).argmax(1) == labels[i]).item() for i in range(len(labels)))
     assert state["acc"] == 100 * correct / len(labels)
@@ -172,7 +171,7 @@ def test_holdout(data, succeed, monkeypatch):
     )
     lines = succeed(*TRAIN, "--holdout", "30", "--sess", "trial")
     state = torch.load("checkpoint/ckpt.t7.trial_11111.pth")
-    images, labels = load("cifar10", ".", train=True)
+    images, labels = read_images("cifar10", ".", train=True)
     held = sorted(np.random.default_rng(0).permutation(100)[:30])
     trained = sorted(set(range(100)) - set(held))
     assert any("70 images" in line for line in lines)
@@ -208,8 +207,8 @@ def test_loss_against_numpy(data, succeed, option, value, expected):
     loss = torch.load(CHECKPOINT)["log"][0]["loss"]
     torch.manual_seed(11111)
     net = CNV(TOPOLOGIES["cifar_smaller"], 10, init=0.05).train()
-    images, labels = load("cifar10", ".", train=True)
-    batches = TrainBatches(images, labels, 200, 3, [Fault.of("baseline", 0, 0)], 11111, torch.device("cpu"))
+    images, labels = read_images("cifar10", ".", train=True)
+    batches = TrainBatches(images, labels, 200, 3, [(NO_FAULT, None)], 11111, torch.device("cpu"))
     images, labels = next(batches.epoch(0))
     assert loss == pytest.approx(expected(net(images).detach().double().numpy(), labels.numpy()), rel=1e-4)
 
@@ -247,10 +246,8 @@ def test_running_statistics_after_one_step(data, succeed):
     state = torch.load(CHECKPOINT)["net"]
     torch.manual_seed(11111)
     net = CNV(TOPOLOGIES["cifar_smaller"], 10, init=0.05).train()
-    images, labels = load("cifar10", ".", train=True)
-    images, _ = next(
-        TrainBatches(images, labels, 200, 0, [Fault.of("baseline", 0, 0)], 11111, torch.device("cpu")).epoch(0)
-    )
+    images, labels = read_images("cifar10", ".", train=True)
+    images, _ = next(TrainBatches(images, labels, 200, 0, [(NO_FAULT, None)], 11111, torch.device("cpu")).epoch(0))
     seen = []
     net.linear_features[4].register_forward_pre_hook(
         lambda module, inputs: seen.append(inputs[0].detach().double().numpy())
@@ -276,7 +273,7 @@ def test_originals_checkpoint(data, succeed, complain):
     torch.save(
         {"net": parallel, "acc": np.float64(84.15), "epoch": 599, "rng_state": torch.get_rng_state()}, CHECKPOINT
     )
-    images, labels = load("cifar10", ".", train=False)
+    images, labels = read_images("cifar10", ".", train=False)
     expected = evaluate(net, EvalBatches(images, labels, torch.device("cpu"))).top1
     assert succeed("--data", ".")[-1] == f"Avg. acc.: {expected:.3f}%"
     assert "original checkpoint" in complain("--data", ".", "--train", "--resume")
@@ -386,7 +383,7 @@ def test_weight_standardisation_is_chosen_in_evaluation(data, succeed, complain)
     net = trained_net("cifar10", wsconv=True)
     for layer in net.binary_layers()[:2]:
         layer.weight.data.add_(0.4)  # which weight standardisation takes away
-    images, _ = load("cifar10", ".", train=False)
+    images, _ = read_images("cifar10", ".", train=False)
     predicted = {}
     for wsconv in (False, True):
         other = CNV(TOPOLOGIES["cifar_smaller"], 10).eval()
@@ -484,7 +481,7 @@ def test_an_older_checkpoint_is_kept(data, succeed):
 
 def test_an_originals_name_says_what_it_is(data):
     for sess, dataset, wsconv in [("cifar100_smaller", "cifar100", False), ("cifar10_smaller_wsconv", "cifar10", True)]:
-        net = checkpoints.build_net(dataset, wsconv)
+        net = checkpoints.build_net({"dataset": dataset, "wsconv": wsconv, "pad": 0})
         path = checkpoints.path_of(sess, 1)
         path.parent.mkdir(exist_ok=True)
         torch.save({"net": net.state_dict(), "acc": 1.0, "epoch": 1}, path)

@@ -7,10 +7,11 @@ import torch.nn.functional as F
 from made import write_cifar10
 
 import train_smaller
-from faults import Fault
-from loader import TrainBatches, load
+from datasets import read_images
+from engine import TrainBatches
+from faults import NO_FAULT, TrainingFaults
 from models import CNV, Topology
-from training_faults import TrainingFaults
+from repairs import fault_of
 
 CPU = torch.device("cpu")
 SMALL = Topology(8, ((16, False), (24, True)), (40,))
@@ -102,10 +103,10 @@ def test_faults_with_weight_standardisation(noise):
 
 def test_a_bit_for_each_batch(tmp_path):
     write_cifar10(tmp_path, rows=20)
-    images, labels = load("cifar10", ".", train=True)
+    images, labels = read_images("cifar10", ".", train=True)
     options = {"mem_fault": "constant_1", "faulty_bit": "any", "neighbor_offset": -1}
-    faults = train_smaller.image_faults(options, None)
-    clean = TrainBatches(images, labels, 64, 2, [Fault.of("baseline", 0, 0)], 3, CPU)
+    faults = [(fault, None) for fault in train_smaller.image_faults(options)]
+    clean = TrainBatches(images, labels, 64, 2, [(NO_FAULT, None)], 3, CPU)
     broken = TrainBatches(images, labels, 64, 2, faults, 3, CPU)
     drawn = []
     for epoch in range(60):
@@ -116,5 +117,5 @@ def test_a_bit_for_each_batch(tmp_path):
         drawn.append(bits[0] if bits else None)
         assert bits or np.array_equal(one, other)
     assert {None, *range(8)} == set(drawn)
-    assert len(train_smaller.image_faults({**options, "mem_fault": "repaired_s"}, None)) == 8  # none, and bits 0 to 6
-    assert train_smaller.image_faults({**options, "faulty_bit": 4}, None) == [Fault.of("constant_1", 4, -1)]
+    assert len(train_smaller.image_faults({**options, "mem_fault": "repaired_s"})) == 8  # none, and bits 0 to 6
+    assert train_smaller.image_faults({**options, "faulty_bit": 4}) == [fault_of("constant_1", 4, -1)]

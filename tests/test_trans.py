@@ -8,7 +8,7 @@ import sys
 import pytest
 
 import trans
-from cli import UserError
+from common import UserError
 
 WNIDS = {f"val_{i}.JPEG": f"n0000000{i % 3}" for i in range(7)}
 

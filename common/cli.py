@@ -1,0 +1,69 @@
+"""The command line of the scripts: options, one clear line for bad input, a clean end on Ctrl-C."""
+
+import argparse
+import math
+import os
+import sys
+
+
+class UserError(ValueError):
+    """Bad input. The message says in one line what is wrong, where, and what to do."""
+
+    status = 1  # of the script that ends with it
+
+
+class Parser(argparse.ArgumentParser):
+    """Options are matched whole, and a wrong one ends the script with one line instead of the usage text."""
+
+    def __init__(self, **kwargs):
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+
+    def error(self, message):
+        _end(f"{message} (--help lists the options)", UserError.status)
+
+
+def within(kind, low=None, high=None, open_low=False):
+    """An argparse type: int or float from `low` (not itself with `open_low`) to `high`."""
+
+    def convert(text):
+        try:
+            value = kind(text)
+            if not math.isfinite(value):
+                raise ValueError
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a {'whole ' if kind is int else ''}number") from None
+        below = low is not None and (value <= low if open_low else value < low)
+        if below or (high is not None and value > high):
+            bounds = [f"{'above' if open_low else 'at least'} {low}"] if low is not None else []
+            bounds += [f"at most {high}"] if high is not None else []
+            raise argparse.ArgumentTypeError(f"{text} is out of range: {', '.join(bounds)}")
+        return value
+
+    return convert
+
+
+def bit_or_any(text):
+    """An argparse type: the number of a bit, or the word any."""
+    try:
+        return text if text == "any" else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"invalid bit value: {text!r}") from None
+
+
+def run(main):
+    """Call main(). Bad input and a disk that refuses become one line and exit status 1, Ctrl-C one line and 130."""
+    try:
+        main()
+    except UserError as error:
+        _end(error, error.status)
+    except OSError as error:
+        _end(f"{error.filename or 'input or output'}: {error.strerror or error}", UserError.status)
+    except KeyboardInterrupt as interrupt:
+        print(f"\ninterrupted{': ' if interrupt.args else ''}{interrupt}", file=sys.stderr)
+        sys.exit(130)
+
+
+def _end(message, status):
+    if os.environ.get("RANK", "0") == "0":  # of several processes that all found the same, one says so
+        print(f"error: {message}", file=sys.stderr)
+    sys.exit(status)

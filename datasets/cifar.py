@@ -1,0 +1,129 @@
+"""CIFAR-10 and CIFAR-100 as torchvision's classes hand them out, read without running code from their pickles."""
+
+import functools
+import io
+import pickle
+import sys
+from pathlib import Path
+
+import numpy as np
+import torchvision
+
+from common import UserError
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Builds what NumPy arrays need and nothing else, so that a batch file cannot run code."""
+
+    ALLOWED = (
+        ("numpy", "ndarray"),
+        ("numpy", "dtype"),
+        ("_codecs", "encode"),
+        *((f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
+        *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
+    )
+
+    def find_class(self, module, name):
+        if (module, name) not in self.ALLOWED:
+            raise pickle.UnpicklingError(f"it wants {module}.{name}, which no array needs")
+        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+
+
+def _read(path):
+    """The dict in a CIFAR file. UserError, naming the file, if it holds none."""
+    try:
+        entry = _ArrayUnpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except Exception as error:  # a broken pickle can raise anything
+        raise UserError(f"{path}: truncated or no CIFAR file ({error}); remove it and fetch it again") from None
+    if not isinstance(entry, dict):
+        raise UserError(f"{path}: no CIFAR file (a {type(entry).__name__} instead of a dict)")
+    return entry
+
+
+@functools.cache  # once per folder
+def _warn_unofficial(folder):
+    print(f"warning: {folder} is not the official release (checksums differ); used as it is", file=sys.stderr)
+
+
+class CIFAR10(torchvision.datasets.CIFAR10):
+    """torchvision's CIFAR10: same folder layout, arguments and items.
+
+    Official files are known by their checksums. Others with the right structure are used after one warning;
+    missing, truncated or malformed ones raise UserError naming the file.
+    """
+
+    label_key = "labels"
+    official = True  # are there checksums to compare with?
+
+    def __init__(self, root, train=True, transform=None, target_transform=None, download=False):
+        # torchvision's own __init__ insists on official files and unpickles them with code execution
+        torchvision.datasets.VisionDataset.__init__(self, root, transform=transform, target_transform=target_transform)
+        self.train = train
+        self.folder = Path(root) / self.base_folder
+        if download:
+            self.download()
+        self._load_meta()
+        parts = [self._load_batch(*row) for row in (self.train_list if train else self.test_list)]
+        self.data = np.concatenate([images for images, _ in parts])  # uint8 N×32×32×3
+        self.targets = [label for _, labels in parts for label in labels]
+
+    def _check_integrity(self):
+        """Are all files there? (What is in them is checked as they are read.)"""
+        return not self._missing()
+
+    def _missing(self):
+        names = [name for name, _ in self.train_list + self.test_list] + [self.meta["filename"]]
+        return [self.folder / name for name in names if not (self.folder / name).is_file()]
+
+    def download(self):
+        try:
+            super().download()
+        except (OSError, RuntimeError) as error:
+            raise UserError(
+                f"{self._missing()[0]} is missing and {self.url} cannot be fetched ({error}): "
+                f"put {self.filename} into {self.root}, or its files into {self.folder} "
+                "(./run.sh demo needs no download)"
+            ) from None
+
+    def _open(self, name, md5):
+        path = self.folder / name
+        if not path.is_file():
+            raise UserError(f"{path} is missing: unpack {self.filename} into {self.root} (from {self.url})")
+        if self.official and not torchvision.datasets.utils.check_integrity(path, md5):
+            _warn_unofficial(self.folder)
+        return path, _read(path)
+
+    def _load_meta(self):
+        path, entry = self._open(self.meta["filename"], self.meta["md5"])
+        self.classes = entry.get(self.meta["key"])
+        if not isinstance(self.classes, list) or len(self.classes) != (100 if "fine" in self.label_key else 10):
+            raise UserError(f"{path}: malformed, {self.meta['key']} is no list of the class names")
+        self.class_to_idx = {name: i for i, name in enumerate(self.classes)}
+
+    def _load_batch(self, name, md5):
+        path, entry = self._open(name, md5)
+        data, labels = entry.get("data"), entry.get(self.label_key)
+        if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072:
+            raise UserError(f"{path}: malformed, 'data' is no uint8 array of rows of 3072 values")
+        if not isinstance(labels, list) or len(labels) != len(data) or not len(data):
+            raise UserError(
+                f"{path}: malformed, '{self.label_key}' is no list of one label for each of {len(data)} rows"
+            )
+        if not all(isinstance(label, int) and 0 <= label < len(self.classes) for label in labels):
+            raise UserError(f"{path}: malformed, a label is no whole number from 0 to {len(self.classes) - 1}")
+        return data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels
+
+
+class CIFAR100(CIFAR10):
+    """CIFAR-100 with its fine labels; everything else as CIFAR10."""
+
+    base_folder = torchvision.datasets.CIFAR100.base_folder
+    url = torchvision.datasets.CIFAR100.url
+    filename = torchvision.datasets.CIFAR100.filename
+    tgz_md5 = torchvision.datasets.CIFAR100.tgz_md5
+    train_list = torchvision.datasets.CIFAR100.train_list
+    test_list = torchvision.datasets.CIFAR100.test_list
+    meta = torchvision.datasets.CIFAR100.meta
+    label_key = "fine_labels"

@@ -1,0 +1,80 @@
+"""The processes that torchrun started."""
+
+import os
+import sys
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+
+from common import UserError
+from engine.evaluation import to_score
+
+TIMEOUT = timedelta(days=1)  # of collective operations: one process may have the slower share
+
+
+class Processes:
+    """The processes torchrun started, or this one alone: who prints, who has which share, sums over all of them."""
+
+    def __init__(self):
+        self.rank, self.number = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        local = int(os.environ.get("LOCAL_RANK", 0))
+        self.device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+        if self.device.type == "cuda":
+            wanted, there = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
+            if wanted > there:  # asked by every process, as only the first one speaks
+                raise UserError(f"{wanted} processes want a GPU each, and {there} are there")
+            torch.cuda.set_device(self.device)
+        if self.number > 1:
+            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo", timeout=TIMEOUT)
+
+    def print(self, line):
+        if self.rank == 0:
+            print(line, flush=True)
+
+    def bar(self, batches, title, total):
+        """`batches` with a progress bar, on a terminal, of the first process."""
+        return tqdm(batches, title, total, leave=False, disable=None if self.rank == 0 else True)
+
+    def share(self, rows):
+        """This process's share of rows: every n-th, n being the number of processes."""
+        return rows[self.rank :: self.number]
+
+    def sum(self, tensor):
+        if self.number > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def total(self, score):
+        """The sum of all processes' scores."""
+        return to_score(self.sum(torch.tensor(score, dtype=torch.float64, device=self.device)))
+
+    def same_buffers(self, net):
+        """Batch-norm statistics of the first process for all: it is its net that is saved."""
+        if self.number > 1:
+            for buffer in net.buffers():
+                dist.broadcast(buffer, 0)
+
+    @contextmanager
+    def first_alone(self):
+        """The first process goes through the block before the others; if it fails there, they end without a word."""
+        failed = torch.ones(1, device=self.device)
+        if self.rank > 0 and self.sum(torch.zeros_like(failed)).item():
+            sys.exit(UserError.status)
+        try:
+            yield
+            failed.zero_()
+        finally:
+            if self.rank == 0:
+                self.sum(failed)
+
+    def wait(self):
+        """Until all processes are here."""
+        if self.number > 1:
+            dist.barrier()
+
+    def close(self):
+        if self.number > 1:
+            dist.destroy_process_group()

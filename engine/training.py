@@ -1,0 +1,75 @@
+"""One training step and one pass over the batches; torch.compile where it can run."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from engine.evaluation import score
+from faults import TrainingFaults
+
+RECOMPILE_LIMIT = 64  # one compiled function per activation shape (models/fused.py)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """What a step of a training works with."""
+
+    model: nn.Module  # the net, compiled, over all processes
+    batch_size: int  # images of the batches that run compiled; another size runs eager: it occurs once in a pass
+    layout: torch.memory_format
+    autocast: torch.autocast
+    compute_loss: Callable  # (logits, labels) -> scalar
+    optimizer: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.LRScheduler
+    faults: TrainingFaults
+    set_softness: Callable  # (step) -> None: sets the net's softness for a step, counted from 0
+
+
+def train_pass(training, batches):
+    """One optimiser step per batch. Returns score() and loss summed over the images, as tensors, and the last lr."""
+    model, optimizer, scheduler = training.model, training.optimizer, training.scheduler
+    sums = loss_sum = 0
+    model.train()
+    for images, labels in batches:
+        images = images.contiguous(memory_format=training.layout)
+        training.set_softness(scheduler.last_epoch)
+        with training.faults.at(scheduler.last_epoch):
+            stance = "default" if len(images) == training.batch_size else "force_eager"
+            with training.autocast, torch.compiler.set_stance(stance):
+                logits = model(images)
+                loss = training.compute_loss(logits, labels)
+            optimizer.zero_grad()
+            loss.backward()
+        lr = scheduler.get_last_lr()[0]
+        optimizer.step()
+        scheduler.step()
+        sums = sums + score(logits.detach(), labels)
+        loss_sum = loss_sum + loss.detach() * len(labels)
+    return sums, loss_sum, lr
+
+
+def bf16_is_fast(device):
+    """Has the device bfloat16 arithmetic, so that it beats float32?"""
+    return torch.cuda.is_bf16_supported(False) if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
+
+
+def compiled(net, batch_size, size, device, autocast, layout, say=print):
+    """torch.compile(net), tried on a batch that leaves no trace; `net` itself where that cannot run."""
+    torch.compiler.reset()  # earlier compilations in this process would affect this one
+    torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
+    fast = torch.compile(net)
+    before = copy.deepcopy(net.state_dict())
+    images = torch.zeros(batch_size, 3, size, size, device=device).contiguous(memory_format=layout)
+    try:
+        with autocast:
+            fast(images).sum().backward()
+    except Exception as error:  # no C++ compiler, an unsupported system, a fault of the compiler
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        say(f"torch.compile cannot run here, so training goes on without it ({reason})")
+        fast = net
+    net.load_state_dict(before)
+    net.zero_grad()
+    return fast

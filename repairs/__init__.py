@@ -1,0 +1,15 @@
+"""What mends: the table of repairs of broken bits, and what they have learned."""
+
+from repairs.learned import learned_state
+from repairs.table import REPAIRS, ImpossibleRepair, Repair, RepairCost, fault_of, repaired, with_fault
+
+__all__ = [
+    "REPAIRS",
+    "ImpossibleRepair",
+    "Repair",
+    "RepairCost",
+    "fault_of",
+    "learned_state",
+    "repaired",
+    "with_fault",
+]

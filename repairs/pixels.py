@@ -1,0 +1,128 @@
+"""Repairs from the same pixel or from its neighbours: uint8 images …×3×H×W and the broken bit -> repaired images.
+
+A repair sees the faulty images only, never the clean ones. A broken bit leaves two candidates for each value: `zeros`,
+with a 0 in its place, and zeros + 2^bit. Nothing here depends on what the broken bit reads.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from faults import MSB, get_bit, set_bit
+
+
+def zeros_of(images, bit):
+    """The lower candidates: uint8, whatever the broken bit reads."""
+    return images & (0xFF ^ (1 << bit))
+
+
+def nearer(zeros, bit, prediction):
+    """Of the two candidates the one nearer to a prediction (int16 or float); the lower one if both are as near."""
+    return zeros + ((prediction - zeros) * 2 > 1 << bit).to(torch.uint8) * (1 << bit)
+
+
+def copy_bit(images, bit, source):
+    """The bit at `source` of the same value."""
+    return set_bit(images, bit, get_bit(images, source))
+
+
+def opposite_of_msb(images, bit):
+    return set_bit(images, bit, 1 - get_bit(images, MSB))
+
+
+def constant_0(images, bit):
+    return zeros_of(images, bit)
+
+
+def constant_1(images, bit):
+    return set_bit(images, bit, 1)
+
+
+def midpoint(images, bit):
+    """Halfway between the candidates, rounded down; changes other bits, too."""
+    return zeros_of(images, bit) + (1 << bit >> 1)
+
+
+def look_up(images, bit, table):
+    """The bit that the other seven say, by a table for each channel: `table`, uint8 0 or 1, 3×256, from learn_table."""
+    zeros = zeros_of(images, bit)
+    channel = torch.arange(zeros.shape[-3], device=zeros.device)[:, None, None]
+    return set_bit(zeros, bit, table.to(zeros.device)[channel, zeros.long()])
+
+
+def learn_table(images, bit):
+    """For each channel and all values of the other seven bits the more frequent bit, 0 if as frequent or never seen.
+
+    images: clean ones, uint8 N×3×H×W. Returns uint8 3×256; entries with the bit set are of no use, and 0.
+    """
+    table = torch.zeros(images.shape[1], 256, dtype=torch.uint8)
+    for row, channel in zip(table, images.unbind(1)):
+        counts = torch.bincount(channel.flatten().int(), minlength=256)
+        lower = torch.tensor([value for value in range(256) if not value >> bit & 1])
+        row[lower] = (counts[lower + (1 << bit)] > counts[lower]).to(torch.uint8)
+    return table
+
+
+GREY = 128  # what the first pixel is expected to be
+
+
+def from_left(images, bit):
+    """The candidate nearer to the repaired left neighbour; in the first column, to the upper one."""
+    zeros = zeros_of(images, bit)
+    repaired = zeros.clone()
+    above = torch.full_like(zeros[..., 0, 0], GREY)
+    for y in range(zeros.shape[-2]):
+        repaired[..., y, 0] = above = nearer(zeros[..., y, 0], bit, above.short())
+    for x in range(1, zeros.shape[-1]):
+        repaired[..., x] = nearer(zeros[..., x], bit, repaired[..., x - 1].short())
+    return repaired
+
+
+def from_median_predictor(images, bit):
+    """The candidate nearer to the median of left, upper, and left + upper - upper left, all of them repaired.
+
+    In the first row and column, to the left or upper neighbour alone. Diagonal by diagonal, for what a pixel
+    needs lies on the two before.
+    Source: the predictor is that of LOCO-I / JPEG-LS, Weinberger, Seroussi & Sapiro (2000).
+    """
+    zeros = zeros_of(images, bit)
+    height, width = zeros.shape[-2:]
+    framed = torch.zeros(*zeros.shape[:-2], height + 1, width + 1, dtype=torch.int16, device=zeros.device)
+    for diagonal in range(height + width - 1):
+        y = torch.arange(max(0, diagonal - width + 1), min(height, diagonal + 1), device=zeros.device)
+        x = diagonal - y
+        left, upper, corner = framed[..., y + 1, x], framed[..., y, x + 1], framed[..., y, x]
+        low, high = torch.minimum(left, upper), torch.maximum(left, upper)
+        prediction = torch.minimum(torch.maximum(left + upper - corner, low), high)
+        prediction = torch.where(y == 0, left, torch.where(x == 0, upper, prediction))
+        if diagonal == 0:
+            prediction = torch.full_like(prediction, GREY)
+        framed[..., y + 1, x + 1] = nearer(zeros[..., y, x], bit, prediction).short()
+    return framed[..., 1:, 1:].to(torch.uint8)
+
+
+NEIGHBOR_PASSES = 5
+NEIGHBOR_CHUNK = 10  # images at once
+
+
+def from_neighbors(images, bit):
+    """The candidate nearer to the mean of the eight neighbours' estimates, which start at the midpoints; in passes."""
+    parts = images.reshape(-1, *images.shape[-3:]).split(NEIGHBOR_CHUNK)
+    return torch.cat([_from_neighbors(part, bit) for part in parts]).view(images.shape)
+
+
+def _from_neighbors(images, bit):
+    zeros, step = zeros_of(images, bit).short().contiguous(), 1 << bit
+    neighbors = sum_of_neighbors(torch.ones_like(zeros[..., :1, :, :]))
+    estimate = zeros + step // 2
+    for _ in range(NEIGHBOR_PASSES):
+        # the mean's distance to the lower candidate, times the number of neighbours
+        above = sum_of_neighbors(estimate) - neighbors * zeros
+        estimate = zeros + (2 * above > neighbors * step) * step
+    return estimate.to(torch.uint8)
+
+
+def sum_of_neighbors(values):
+    """For each of int16 …×H×W the sum of the up to eight around it; they must fit."""
+    framed = F.pad(values, (1, 1, 1, 1))
+    rows = framed[..., :-2] + framed[..., 1:-1] + framed[..., 2:]
+    return rows[..., :-2, :] + rows[..., 1:-1, :] + rows[..., 2:, :] - values

@@ -1,0 +1,141 @@
+"""The table of repairs, and the functions that check and apply one.
+
+To add a repair, write a function (images, bit) -> images and name it in REPAIRS: `--mem_fault NAME`, the sweep and
+the plots then know it (docs/extending.md).
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from common import UserError
+from faults import MSB, NO_FAULT, Fault, faulty_images
+from repairs import pixels
+from repairs.predictor import from_predictor, learn_predictor, mean_of_predictor
+from repairs.total_variation import from_total_variation
+
+OLD_SPELLINGS = {"reparied_n": "repaired_n", "reparied_s": "repaired_s"}  # the original's
+
+
+class RepairCost(NamedTuple):
+    """What a repair takes in hardware, for each of a pixel's three values."""
+
+    operations: int = 0  # additions, subtractions, multiplications, inversions
+    comparisons: int = 0
+    lines: int = 0  # of the image that are buffered
+    table: int = 0  # bits of its tables
+
+
+class Repair(NamedTuple):
+    """A row of REPAIRS. mend: (uint8 images N×3×H×W, bit[, source or learned state]) -> uint8 images N×3×H×W."""
+
+    mend: Callable
+    what: str  # stands in the broken bit's place
+    cost: RepairCost | None  # None: too slow for hardware that repairs pixels as they come (offline)
+    learn: Callable | None = None  # (clean training images, bit) -> state: a tensor, or a dict of tensors
+    sources: tuple = ()  # the bits that it can copy, for those that copy one; a sweep tries them all
+    cannot: tuple = ()  # the bits that it cannot mend, since it reads them
+
+
+REPAIRS = {
+    "repaired_n": Repair(
+        pixels.copy_bit,
+        "the bit at faulty_bit + neighbor_offset of the same value",
+        RepairCost(),
+        sources=tuple(range(MSB)),
+    ),
+    "repaired_s": Repair(
+        pixels.copy_bit, "bit 7, the MSB, of the same value", RepairCost(), sources=(MSB,), cannot=(MSB,)
+    ),
+    "not_msb": Repair(pixels.opposite_of_msb, "the opposite of bit 7", RepairCost(operations=1), cannot=(MSB,)),
+    "constant_0": Repair(pixels.constant_0, "0", RepairCost()),
+    "constant_1": Repair(pixels.constant_1, "1", RepairCost()),
+    "midpoint": Repair(pixels.midpoint, "the value halfway between the two candidates", RepairCost(operations=1)),
+    "table": Repair(
+        pixels.look_up,
+        "what the other seven bits say, by a table from training images",
+        RepairCost(table=128),
+        pixels.learn_table,
+    ),
+    "left": Repair(
+        pixels.from_left, "the candidate nearer to the left neighbour", RepairCost(operations=1, comparisons=1)
+    ),
+    "median": Repair(
+        pixels.from_median_predictor,
+        "the candidate nearer to JPEG-LS' prediction",
+        RepairCost(operations=3, comparisons=3, lines=1),
+    ),
+    "neighbors": Repair(
+        pixels.from_neighbors,
+        f"the candidate nearer to the mean of the eight neighbours, {pixels.NEIGHBOR_PASSES} passes",
+        RepairCost(
+            operations=9 * pixels.NEIGHBOR_PASSES,
+            comparisons=pixels.NEIGHBOR_PASSES,
+            lines=2 * pixels.NEIGHBOR_PASSES,
+        ),
+    ),
+    "variation": Repair(from_total_variation, "the candidates of least total variation", None),
+    "learned": Repair(
+        from_predictor, "what a small net says that learned from clean training images", None, learn_predictor
+    ),
+    "learned_mean": Repair(
+        mean_of_predictor,
+        "the mean of the candidates, weighted by how likely that net finds them",
+        None,
+        learn_predictor,
+    ),
+}
+
+
+class ImpossibleRepair(UserError):
+    """This repair cannot mend this bit. run.sh knows it by its status, and leaves the cell of the table empty."""
+
+    status = 3
+
+
+def fault_of(mem_fault, bit, neighbor_offset):
+    """The Fault of a broken bit plane, checked. UserError where it cannot be.
+
+    mem_fault: baseline, faulty, or a name in REPAIRS; the original's spellings are accepted.
+    bit: the broken one, 0 (LSB) to 7 (MSB). neighbor_offset: repaired_n copies the bit at `bit` + this.
+    """
+    mem_fault = OLD_SPELLINGS.get(mem_fault, mem_fault)
+    known = ("baseline", "faulty", *REPAIRS)
+    if mem_fault not in known:
+        raise UserError(f"mem_fault {mem_fault!r} is unknown: one of {', '.join(known)}")
+    if not 0 <= bit <= MSB:
+        raise UserError(f"faulty_bit {bit} is outside a pixel's bits 0 (LSB) to {MSB} (MSB)")
+    if mem_fault == "baseline":
+        return NO_FAULT
+    if mem_fault == "faulty":
+        return Fault("random", bit, level=1.0)
+    if bit in REPAIRS[mem_fault].cannot:
+        raise ImpossibleRepair(f"{mem_fault} looks at bit {bit}, so it cannot repair bit {bit} itself: use another")
+    return Fault("random", bit, mem_fault, _source(mem_fault, bit, neighbor_offset), 1.0)
+
+
+def _source(repair, bit, neighbor_offset):
+    """The bit that a repair copies; None for those that copy none."""
+    if repair != "repaired_n":
+        return next(iter(REPAIRS[repair].sources), None)
+    if neighbor_offset == 0:
+        raise ImpossibleRepair("neighbor_offset 0 would repair the broken bit with itself: -1 is the next lower bit")
+    if not 0 <= bit + neighbor_offset <= MSB:
+        raise ImpossibleRepair(
+            f"neighbor_offset {neighbor_offset:+d} from faulty_bit {bit} is bit {bit + neighbor_offset}, "
+            f"outside a pixel's bits 0 to {MSB}"
+        )
+    return bit + neighbor_offset
+
+
+def repaired(fault, images, state=None):
+    """Images under a fault after its repair, where it has one. state: what the repair has learned for this bit."""
+    if fault.repair is None:
+        return images
+    row = REPAIRS[fault.repair]
+    extra = [fault.source] if row.sources else [state] if row.learn else []
+    return row.mend(images, fault.bit, *extra)
+
+
+def with_fault(images, fault, seed, state=None):
+    """A whole data set (uint8 N×3×H×W) with a fault and its repair; image i depends on (fault, seed, i) alone."""
+    return repaired(fault, faulty_images(fault, images, seed), state)

@@ -1,0 +1,114 @@
+"""Binary labels on a grid that make an image's total variation least: the exact minimum, by convex relaxation.
+
+Every value of an image is one of two candidates, zeros or zeros + step. With x = 0 or 1 for each of them, two
+neighbours that differ by d in `zeros` add |d + step·(x_i - x_j)| to the total variation. For binary x that equals
+
+    |d| + a·(x_i - x_j) + w·|x_i - x_j|
+    with a = (|d + step| - |d - step|) / 2,  w = (|d + step| + |d - step|) / 2 - |d| >= 0
+
+so that the energy is linear in x plus a weighted total variation of x. Its minimum over 0 <= x <= 1 is reached at
+binary x (the relaxation is tight), and every threshold of a relaxed minimiser is a binary one. Every dual variable
+of the method gives a lower bound of the minimum: an image is done when its energy is as near to its bound as asked.
+
+Source: Chambolle & Pock, "A First-Order Primal-Dual Algorithm for Convex Problems" (2011); thresholding: Chan,
+Esedoglu & Nikolova, "Algorithms for Finding Global Minimizers of Image Segmentation and Denoising Models" (2006).
+"""
+
+from hashlib import sha256
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from faults import set_bit
+from repairs.pixels import zeros_of
+
+TOLERANCE = 1e-3  # an image is done when its total variation is proven to be at most this share above the least
+CHECK = 25  # iterations between two looks
+ITERATIONS = 3000  # at most; an image that is not done by then stays as it is
+STEP = 0.35  # of its primal and dual updates: their product times the norm of the differences, at most 8, stays below 1
+CHUNK = 16_000  # values at once: what the iteration works on stays in a processor's cache
+REMEMBERED = 100_000  # chunks whose result is kept, packed, about 200 MB: three repairs of a sweep need the same ones
+
+_remembered = {}  # (step, shape, digest of the lower candidates) -> the result's bits, uint8; the oldest goes first
+
+
+def from_total_variation(images, bit):
+    """The candidates that make each channel's total variation least."""
+    zeros = zeros_of(images, bit)
+    ones = least_variation(zeros.reshape(-1, *zeros.shape[-3:]), 1 << bit)
+    return set_bit(zeros, bit, ones.view(zeros.shape).to(torch.uint8))
+
+
+def variation(images):
+    """Total variation of each image: the sum of |differences| to the right and lower neighbours; int64 N."""
+    images = images.long()
+    right, down = (images.diff(dim=dim).abs().flatten(1).sum(1) for dim in (-1, -2))
+    return right + down
+
+
+def least_variation(zeros, step):
+    """Which candidate each value takes so that every channel's total variation is least: bool, N×C×H×W.
+
+    zeros: uint8 N×C×H×W, the lower candidates; the upper ones are zeros + step.
+    """
+    images = max(1, CHUNK // zeros[0].numel())
+    return torch.cat([_recalled(part, step) for part in zeros.contiguous().split(images)])
+
+
+def _recalled(zeros, step):
+    """_least_variation, which is worked out once for the same arguments while they are remembered."""
+    key = step, zeros.shape, sha256(zeros.cpu().numpy()).digest()
+    if key not in _remembered:
+        while len(_remembered) >= REMEMBERED:
+            del _remembered[next(iter(_remembered))]
+        _remembered[key] = np.packbits(_least_variation(zeros, step).cpu().numpy())
+    bits = np.unpackbits(_remembered[key], count=zeros.numel()).astype(bool)
+    return torch.from_numpy(bits).view(zeros.shape).to(zeros.device)
+
+
+def _least_variation(zeros, step):
+    candidates = torch.stack([zeros, zeros + step])
+    zeros = zeros.float() / step
+    linear = torch.zeros_like(zeros)
+    constant = variation(candidates[0]) / step  # the energy of x = 0, in steps
+    weights = []
+    for dim in (-1, -2):
+        length = zeros.shape[dim] - 1
+        d = zeros.narrow(dim, 1, length) - zeros.narrow(dim, 0, length)  # x_i: the later one
+        above, below = (d + 1).abs(), (d - 1).abs()
+        slope = (above - below) / 2
+        weights.append((above + below) / 2 - d.abs())
+        linear += _later(slope, dim) - _earlier(slope, dim)
+    x = (linear < 0).float()
+    ahead = x.clone()
+    flows = [torch.zeros_like(weight) for weight in weights]
+    chosen, done = x > 0.5, torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    for iteration in range(1, ITERATIONS + 1):
+        slope = linear.clone()
+        for dim, weight, flow in zip((-1, -2), weights, flows):
+            length = ahead.shape[dim] - 1
+            flow += STEP * (ahead.narrow(dim, 1, length) - ahead.narrow(dim, 0, length))
+            flow.copy_(torch.minimum(torch.maximum(flow, -weight), weight))
+            slope.narrow(dim, 1, length).add_(flow)
+            slope.narrow(dim, 0, length).sub_(flow)
+        before, x = x, (x - STEP * slope).clamp_(0, 1)
+        ahead = 2 * x - before
+        if iteration % CHECK == 0:
+            now = x > 0.5
+            energy = variation(torch.where(now, candidates[1], candidates[0])) / step
+            bound = constant + slope.clamp(max=0).flatten(1).sum(1)
+            chosen = torch.where(done[:, None, None, None], chosen, now)
+            done |= energy - bound <= TOLERANCE * energy
+            if done.all():
+                break
+    return chosen
+
+
+def _later(differences, dim):
+    """Adds to the later one of each two neighbours: one longer in `dim`."""
+    return F.pad(differences, (1, 0) if dim == -1 else (0, 0, 1, 0))
+
+
+def _earlier(differences, dim):
+    return F.pad(differences, (0, 1) if dim == -1 else (0, 0, 0, 1))

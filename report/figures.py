@@ -1,0 +1,251 @@
+"""Plots of sweeps, from their rows alone, and pictures of faulty and repaired test images."""
+
+from itertools import cycle
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+from matplotlib import pyplot as plt
+
+from common import written_whole
+from faults import NO_FAULT
+from repairs import REPAIRS, ImpossibleRepair, fault_of, with_fault
+from report.summaries import summarize
+from report.tables import layout
+
+PICTURES = 2  # test images in images.png
+DPI = 200  # of the PNGs
+# lines differ in marker and dash, and their colours in lightness, so that they can be told apart in grey
+COLORS = [
+    *("#000000", "#c8501e", "#2a6fb0", "#e3a418", "#1b7f5c", "#9a4fa8", "#7a7a7a"),
+    *("#8c1d2f", "#58b4e0", "#b0a070", "#d95f9d", "#4b5d16", "#7fd0b0"),
+]
+MARKERS = ["o", "s", "^", "v", "D", "P", "X", "<", ">", "*", "h", "p", "d"]
+DASHES = ["-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1))]
+STYLE = {
+    "font.size": 9,
+    "axes.grid": True,
+    "grid.color": "#dddddd",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "lines.markersize": 4.5,
+    "lines.linewidth": 1.3,
+    "svg.hashsalt": "plot",  # the same file for the same figures
+}
+
+
+def _styles():
+    """How line after line looks."""
+    for color, marker, dash in zip(cycle(COLORS), cycle(MARKERS), cycle(DASHES)):
+        yield {"color": color, "marker": marker, "linestyle": dash}
+
+
+def _draw(axes, faults, summaries, x, style, label):
+    """A line through the faults' mean accuracies, with a band of one standard deviation of the runs."""
+    points = sorted(
+        ((x(fault), summaries[fault]) for fault in faults if fault in summaries), key=lambda point: point[0]
+    )
+    places, means = [place for place, _ in points], [figures.mean for _, figures in points]
+    axes.plot(places, means, label=label, **style)
+    low, high = ([figures.mean + sign * (figures.std or 0) for _, figures in points] for sign in (-1, 1))
+    axes.fill_between(places, low, high, color=style["color"], alpha=0.2, linewidth=0)
+
+
+def _level(axes, fault, summaries, style, label=None):
+    """A thin horizontal line at the accuracy of one fault."""
+    if fault in summaries:
+        axes.axhline(summaries[fault].mean, color=style["color"], linestyle=":", linewidth=1, label=label)
+
+
+def _panels(title, x_labels):
+    """A figure and its axes, side by side with one scale of accuracies."""
+    figure, panels = plt.subplots(1, len(x_labels), figsize=(7.2, 4), layout="constrained", sharey=True, squeeze=False)
+    figure.suptitle(title)
+    panels[0][0].set_ylabel("top-1 accuracy (%)")
+    for axes, x_label in zip(panels[0], x_labels):
+        axes.set_xlabel(x_label)
+    return figure, panels[0]
+
+
+def draw_bits(name, summaries):
+    """Accuracy against the broken bit: a line for each thing that it may read, and for each bit copied in its place."""
+    return _draw_bits(name, summaries, lambda fault: fault.repair in (None, "repaired_n", "repaired_s"))
+
+
+def draw_ladder(name, summaries):
+    """Accuracy against the broken bit, reading at random: a line for each repair, of the copies the MSB's alone."""
+    return _draw_bits(name, summaries, lambda fault: fault.kind == "random" and fault.repair != "repaired_n")
+
+
+def _draw_bits(name, summaries, shown):
+    figure, (axes,) = _panels(name, ["broken bit (7: MSB)"])
+    _level(axes, NO_FAULT, summaries, {"color": "#555555"}, "no fault")
+    lines = [(label, [fault for fault in faults if fault]) for label, _, (_, *faults) in layout(summaries)["bits"].rows]
+    for (label, faults), style in zip([line for line in lines if shown(line[1][0])], _styles()):
+        _draw(axes, faults, summaries, lambda fault: fault.bit, style, label)
+    axes.set_xticks(sorted({fault.bit for fault in summaries if fault.bit is not None}))
+    axes.invert_xaxis()
+    figure.legend(loc="outside right upper")
+    return figure
+
+
+def draw_nets(sessions):
+    """Accuracy against the broken bit: a panel for each fault and repair of `common`, a line for each net."""
+    rows = layout(common(sessions))["bits"].rows
+    kinds = [(label, [fault for fault in faults if fault]) for label, _, (_, *faults) in rows]
+    across = min(3, len(kinds))
+    down = -(-len(kinds) // across)
+    size = (7.2, 1.2 + 2.1 * down)
+    figure, grid = plt.subplots(
+        down, across, figsize=size, layout="constrained", sharex=True, sharey=True, squeeze=False
+    )
+    for axes in grid.flat[len(kinds) :]:
+        axes.axis("off")
+    for axes, (label, faults) in zip(grid.flat, kinds):
+        axes.set_title(label)
+        for (name, summaries), style in zip(sessions.items(), _styles()):
+            _draw(axes, faults, summaries, lambda fault: fault.bit, style, name)
+    grid[0][0].set_xticks(sorted({fault.bit for _, faults in kinds for fault in faults}))
+    grid[0][0].invert_xaxis()
+    for axes in grid[-1]:
+        axes.set_xlabel("broken bit (7: MSB)")
+    figure.supylabel("top-1 accuracy (%)", fontsize="medium")
+    figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return figure
+
+
+def common(sessions):
+    """Of the first session's {fault: Summary} what all have measured on whole planes, of the copies the MSB's alone."""
+    first, *others = sessions.values()
+    return {
+        fault: figures
+        for fault, figures in first.items()
+        if fault.level == 1
+        and fault.bit is not None
+        and fault.repair != "repaired_n"
+        and all(fault in its for its in others)
+    }
+
+
+def draw_rates(name, summaries):
+    """Accuracy against the share of a plane's bits that are broken: one line per bit; dotted: its repair by the MSB."""
+    figure, (axes,) = _panels(name, ["share of the plane's bits broken, reading at random"])
+    _level(axes, NO_FAULT, summaries, {"color": "#555555"}, "no fault")
+    for (label, _, faults), style in zip(layout(summaries)["rates"].rows, _styles()):
+        faults = [fault for fault in faults if fault not in (None, NO_FAULT)]
+        _draw(axes, faults, summaries, lambda fault: fault.level, style, label)
+        _level(
+            axes,
+            faults[0]._replace(repair="repaired_s", source=7, level=1.0),
+            summaries,
+            style,
+            f"{label} repaired by the MSB",
+        )
+    axes.set_xscale("log")
+    figure.legend(loc="outside right upper")
+    return figure
+
+
+def draw_noise(sessions):
+    """Accuracy against sigma_val, absolute and relative noise side by side: a line for each session."""
+    figure, panels = _panels("weight noise", ["σ_val, absolute", "σ_val, relative to the layer's RMS weight"])
+    for axes, kind in zip(panels, ("noise", "noise_relative")):
+        for (name, summaries), style in zip(sessions.items(), _styles()):
+            faults = [fault for fault in summaries if fault.kind == kind or fault == NO_FAULT]
+            _draw(axes, faults, summaries, lambda fault: fault.level or 0, style, name)
+    panels[0].legend()
+    return figure
+
+
+def draw_flips(sessions):
+    """Accuracy against the share of weight signs that changed, by bit errors or noise: a line for each and session."""
+    figure, (axes,) = _panels("weights with the other sign", ["share of weight signs flipped (%)"])
+    styles = _styles()
+    for name, summaries in sessions.items():
+        _level(axes, NO_FAULT, summaries, {"color": "#555555"})
+        for kind, by in (("flips", "bit errors"), ("noise_relative", "relative noise"), ("noise", "absolute noise")):
+            faults = [fault for fault in summaries if fault.kind == kind]
+            if faults:
+                flipped = {fault: 100 * summaries[fault].flipped for fault in faults}
+                _draw(axes, faults, summaries, flipped.get, next(styles), f"{name}, {by}")
+    axes.set_xscale("log")
+    axes.legend()
+    return figure
+
+
+def draw_images(images, seed, neighbor_offset, shown, state_of=lambda fault: None):
+    """Some images (uint8 N×3×H×W), clean, and with each bit faulty and repaired; blank where there is no such repair.
+
+    shown: (a name in REPAIRS, or None for no repair, bit) of what is drawn.
+    state_of: what the repair of a Fault has learned.
+    """
+    bits = sorted({bit for _, bit in shown}, reverse=True)
+    names = ["faulty", *(name for name in REPAIRS if any(name == repair for repair, _ in shown))]
+    rows, columns = len(images) * len(names), 1 + len(bits)
+    figure, grid = plt.subplots(rows, columns, figsize=(7.2, 0.86 * rows), layout="constrained", squeeze=False)
+    for axes in grid.flat:
+        axes.axis("off")
+    for axes, title in zip(grid[0], ["clean", *(f"bit {bit}" for bit in bits)]):
+        axes.set_title(title)
+    for row, axes in enumerate(grid[:, 0]):
+        axes.text(
+            -0.1,
+            0.5,
+            names[row % len(names)],
+            rotation=90,
+            va="center",
+            ha="right",
+            fontsize="small",
+            transform=axes.transAxes,
+        )
+    for axes, image in zip(grid[:: len(names), 0], images):
+        axes.imshow(image.permute(1, 2, 0).numpy())
+    for first, name in enumerate(names):
+        for column, bit in enumerate(bits, 1):
+            if name != "faulty" and (name, bit) not in shown:
+                continue
+            try:
+                fault = fault_of(name, bit, neighbor_offset)
+            except ImpossibleRepair:
+                continue
+            drawn = with_fault(images, fault, seed, state_of(fault))
+            for axes, image in zip(grid[first :: len(names), column], drawn):
+                axes.imshow(image.permute(1, 2, 0).numpy())
+    return figure
+
+
+def save(figure, path):
+    """The figure as path.png and path.svg."""
+    for kind, metadata in (("png", {}), ("svg", {"Date": None})):
+        with written_whole(path.with_name(f"{path.name}.{kind}")) as partial:
+            figure.savefig(partial, dpi=DPI, format=kind, metadata=metadata)
+    plt.close(figure)
+
+
+def write_plots(folder, sessions):
+    """The plots of the first of some sessions, {name: its rows}, into its folder; where they compare, of all."""
+    sessions = {name: summarize(rows) for name, rows in sessions.items()}
+    name, own = next(iter(sessions.items()))
+    found = layout(own)
+    with matplotlib.rc_context(STYLE):
+        for kind, table, draw in (
+            ("bits", "bits", draw_bits),
+            ("ladder", "bits", draw_ladder),
+            ("rates", "rates", draw_rates),
+        ):
+            if table in found:
+                save(draw(name, own), folder / kind)
+        for kind, draw in (("noise", draw_noise), ("flips", draw_flips)):
+            if kind in found:
+                save(draw(sessions), folder / kind)
+        if len(sessions) > 1 and common(sessions):
+            save(draw_nets(sessions), folder / "nets")
+
+
+def write_pictures(folder, images, seed, rows, neighbor_offset, state_of):
+    """Write images.png and images.svg: the first test images (uint8 N×3×H×W) under the repairs and bits of rows."""
+    shown = {(row["repair"], row["bit"]) for row in rows if row["bit"] is not None}
+    with matplotlib.rc_context(STYLE):
+        save(draw_images(images[:PICTURES], seed, neighbor_offset, shown, state_of), folder / "images")

@@ -1,0 +1,207 @@
+"""tables.md: the figures of a sweep as Markdown tables, laid out as the original's."""
+
+from collections import Counter
+from typing import NamedTuple
+
+from datasets import DATASETS
+from faults import IMAGE_KINDS, KINDS, MSB, NO_FAULT, NOISE_KINDS, WEIGHT_KINDS
+from repairs import REPAIRS
+from report.rows import order
+from report.summaries import LEAST_LOSS, summarize
+
+LABELS = {
+    "none": "no fault",
+    "random": "faulty (random)",
+    "stuck_at_0": "faulty (stuck-at-0)",
+    "stuck_at_1": "faulty (stuck-at-1)",
+    "noise": "absolute",
+    "noise_relative": "relative to each layer's RMS weight",
+    "flips": "accuracy (%)",
+}
+OWN_ONLY = ("won", "recovered", "psnr")  # tables that are not made of the difference between two nets
+
+
+def label(fault):
+    """Label of a fault's row in a table, or line in a plot."""
+    if fault.repair is None:
+        return LABELS[fault.kind]
+    if fault.source is None:
+        return fault.repair
+    return f"repaired by {f'MSB ({MSB})' if fault.source == MSB else f'bit {fault.source}'}"
+
+
+class Table(NamedTuple):
+    title: str
+    headings: list
+    rows: list  # (label, a field of Summary, [one Fault or None under each heading but the first])
+
+
+def layout(faults):
+    """{name: Table} of those tables that these faults ({Fault: Summary}) fill, laid out as the original's."""
+    image = [fault for fault in faults if fault.kind in IMAGE_KINDS]
+    planes = [fault for fault in image if fault.level == 1]
+    won = [fault for fault in planes if faults[fault].won is not None]
+    judged = [fault for fault in planes if faults[fault].recovered is not None]
+    shares = {fault.bit for fault in image if fault.level < 1}
+    rates = [fault for fault in image if fault.bit in shares and fault.kind == "random" and not fault.repair]
+    noise = [fault for fault in faults if fault.kind in NOISE_KINDS]
+    flips = [fault for fault in faults if fault.kind == "flips"]
+    found = {
+        "bits": _table("Broken bit planes", "accuracy (%)", planes, label, "bit"),
+        "won": _table(
+            f"Of the accuracy that a random bit costs, won back (%; where that is {LEAST_LOSS:g} points or more)",
+            "share",
+            won,
+            label,
+            "bit",
+            "won",
+        ),
+        "rates": _table(
+            "Share of a plane's bits broken, reading at random", "accuracy (%)", rates, _bit_label, "level"
+        ),
+        "noise": _table("Weight noise", "σ_val", noise, label, "level"),
+        "flips": _table("Weight bit errors", "probability", flips, label, "level"),
+        "recovered": _table(
+            "Broken bits that read, or were repaired, as they were (%)", "share", judged, label, "bit", "recovered"
+        ),
+        "psnr": _table("Peak signal-to-noise ratio of the images (dB)", "PSNR", judged, label, "bit", "psnr"),
+    }
+    return {name: table for name, table in found.items() if table.rows}
+
+
+def _bit_label(fault):
+    return f"bit {fault.bit}"
+
+
+def _rank(repair):
+    """Where a repair stands in faults.REPAIRS; before them no repair, after them one that is no longer there."""
+    return [None, *REPAIRS].index(repair) if repair in (None, *REPAIRS) else len(REPAIRS) + 1
+
+
+def _place(fault):
+    """Where a fault stands in a table: repairs in the order of faults.REPAIRS."""
+    return _rank(fault.repair), KINDS.index(fault.kind), -(fault.source or 0), order(fault)
+
+
+def _table(title, corner, faults, row_label, field, figure="mean"):
+    lines = {}
+    for fault in sorted(faults, key=_place):
+        lines.setdefault(row_label(fault), {})[getattr(fault, field)] = fault
+    values = sorted({getattr(fault, field) for fault in faults}, reverse=field == "bit")
+    rows = []
+    for name, found in lines.items():
+        # a repair changes clean images, too, so its row has no figure without a fault
+        clean = NO_FAULT if figure == "mean" and (field == "level" or not rows) else None
+        line = [clean, *map(found.get, values)]
+        rows.append((name, figure, line))
+        if any(fault.kind in WEIGHT_KINDS for fault in found.values()):
+            rows.append(("signs flipped (%)", "flipped", line))
+    headings = (
+        ["no fault", *(f"bit {bit}" for bit in values)]
+        if field == "bit"
+        else ["0", *(f"{level:g}" for level in values)]
+    )
+    return Table(title, [corner, *headings], rows)
+
+
+def _own(summary, field):
+    """What stands in a table of one session."""
+    if field == "flipped":
+        return f"{100 * (summary.flipped or 0):.3f}"
+    if field == "recovered":
+        return f"{100 * summary.recovered:.2f}"
+    if field == "won":
+        return f"{100 * summary.won:.0f}"
+    if field == "psnr":
+        return "–" if summary.psnr is None else f"{summary.psnr:.2f}"
+    spread = "" if summary.std is None else f" ± {summary.std:.3f}"
+    return f"{summary.mean:.3f}{spread} [{summary.low:.2f}, {summary.high:.2f}]"
+
+
+def _compared(summary, other, field):
+    """What stands in a table of two sessions: both figures, and by how much the other one is higher."""
+    mine, its = (100 * (each.flipped or 0) if field == "flipped" else each.mean for each in (summary, other))
+    return f"{mine:.3f} / {its:.3f} ({its - mine:+.3f})"
+
+
+def _markdown(summaries, others=None):
+    for kind, table in layout(summaries).items():
+        if others is not None and kind in OWN_ONLY:
+            continue
+        yield f"### {table.title}\n"
+        yield "| " + " | ".join(table.headings) + " |"
+        yield "|---" + "|--:" * (len(table.headings) - 1) + "|"
+        for name, field, faults in table.rows:
+            texts = [name]
+            for fault in faults:
+                if fault not in summaries or (others is not None and fault not in others):
+                    texts.append("–")
+                elif others is None:
+                    texts.append(_own(summaries[fault], field))
+                else:
+                    texts.append(_compared(summaries[fault], others[fault], field))
+            yield "| " + " | ".join(texts) + " |"
+        yield ""
+
+
+def matrices(sessions):
+    """Markdown lines: for each broken bit, and for weight bit errors, nets ({name: summaries}) × what they share."""
+    times = Counter(fault for summaries in sessions.values() for fault in summaries)
+    faults = [fault for fault, number in times.items() if number > 1]
+    planes = [fault for fault in faults if fault.level == 1 and fault.kind in IMAGE_KINDS]
+    tested = {
+        f"Bit {bit}": [fault for fault in planes if fault.bit == bit]
+        for bit in sorted({fault.bit for fault in planes}, reverse=True)
+    }
+    tested["Weight bit errors"] = [fault for fault in faults if fault.kind == "flips"]
+    for title, columns in tested.items():
+        columns = [NO_FAULT, *sorted(columns, key=_place)]
+        if len(columns) > 1:
+            headings = [f"{fault.level:g}" if fault.kind == "flips" else label(fault) for fault in columns]
+            yield f"### {title}: accuracy (%)\n"
+            yield "| net | " + " | ".join(headings) + " |"
+            yield "|---" + "|--:" * len(columns) + "|"
+            for name, summaries in sessions.items():
+                texts = [f"{summaries[fault].mean:.2f}" if fault in summaries else "–" for fault in columns]
+                yield f"| {name} | {' | '.join(texts)} |"
+            yield ""
+
+
+def _costs(summaries):
+    """A table of the repairs measured: what they do, and what they cost."""
+    rows = [(name, row) for name, row in REPAIRS.items() if any(fault.repair == name for fault in summaries)]
+    if rows:
+        yield "### The repairs\n"
+        yield "Operations and comparisons are for each of a pixel's three values.\n"
+        yield "| repair | puts in the broken bit's place | operations | comparisons | lines buffered | table bits |"
+        yield "|---|---|--:|--:|--:|--:|"
+        for name, row in rows:
+            yield f"| {' | '.join([name, row.what, *map(str, row.cost or ('offline', *'–––'))])} |"
+        yield ""
+
+
+def markdown(name, rows, others):
+    """tables.md of a session: its own tables, then the difference to the other session, or a matrix of all if several.
+
+    rows: its rows; others: {name: rows}.
+    """
+    first, summaries = rows[0], summarize(rows)
+    runs = sorted({summary.runs for summary in summaries.values() if summary.runs > 1})
+    counts = " or ".join(map(str, runs)) or "no"
+    lines = [
+        f"# {name}\n",
+        f"{DATASETS[first['dataset']].title}, {first['n']} test images ({first['images']}), "
+        f"checkpoint {first['checkpoint']}. "
+        f"Top-1 accuracy in %: mean ± sample standard deviation over {counts} runs (no ± where nothing is random), "
+        "in brackets the 95 % interval: Wilson's for so many images, which more runs on them do not narrow, widened by "
+        "Student's t over the runs.\n",
+        *_markdown(summaries),
+    ]
+    lines += _costs(summaries)
+    others = {other: summarize(other_rows) for other, other_rows in others.items()}
+    if len(others) > 1:
+        lines += ["## Nets × what they are tested on\n", *matrices({name: summaries, **others})]
+    else:
+        for other, its in others.items():
+            lines += [f"## {name} / {other} (difference)\n", *_markdown(summaries, its)]
+    return "\n".join(lines)
