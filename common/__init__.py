@@ -2,5 +2,3 @@
 
 from common.cli import Parser, UserError, bit_or_any, run, within
 from common.files import write_text, written_whole
-
-__all__ = ["Parser", "UserError", "bit_or_any", "run", "within", "write_text", "written_whole"]

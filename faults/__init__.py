@@ -3,23 +3,3 @@
 from faults.fault import IMAGE_KINDS, KINDS, MSB, NO_FAULT, NOISE_KINDS, WEIGHT_KINDS, Fault
 from faults.images import break_images, faulty_images, get_bit, image_bits, image_breaks, set_bit
 from faults.weights import TrainingFaults, faulty_weights, weight_flips, weight_noise
-
-__all__ = [
-    "IMAGE_KINDS",
-    "KINDS",
-    "MSB",
-    "NOISE_KINDS",
-    "NO_FAULT",
-    "WEIGHT_KINDS",
-    "Fault",
-    "TrainingFaults",
-    "break_images",
-    "faulty_images",
-    "faulty_weights",
-    "get_bit",
-    "image_bits",
-    "image_breaks",
-    "set_bit",
-    "weight_flips",
-    "weight_noise",
-]

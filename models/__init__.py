@@ -7,5 +7,3 @@ logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
 
 from models.cnv import CNV, TOPOLOGIES, Topology  # noqa: E402
 from models.losses import LOSSES, shortfall, squared_hinge  # noqa: E402
-
-__all__ = ["CNV", "LOSSES", "TOPOLOGIES", "Topology", "shortfall", "squared_hinge"]

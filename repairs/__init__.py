@@ -2,14 +2,3 @@
 
 from repairs.learned import learned_state
 from repairs.table import REPAIRS, ImpossibleRepair, Repair, RepairCost, fault_of, repaired, with_fault
-
-__all__ = [
-    "REPAIRS",
-    "ImpossibleRepair",
-    "Repair",
-    "RepairCost",
-    "fault_of",
-    "learned_state",
-    "repaired",
-    "with_fault",
-]

@@ -4,17 +4,3 @@ from report.figures import write_pictures, write_plots
 from report.rows import OtherVersion, fault_in, read_rows, row_of, to_line, write_rows
 from report.summaries import summarize, summary_json
 from report.tables import markdown
-
-__all__ = [
-    "OtherVersion",
-    "fault_in",
-    "markdown",
-    "read_rows",
-    "row_of",
-    "summarize",
-    "summary_json",
-    "to_line",
-    "write_pictures",
-    "write_plots",
-    "write_rows",
-]

@@ -1,4 +1,5 @@
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,3 +21,21 @@ def _own_folder(tmp_path, monkeypatch):
 @pytest.fixture
 def root():
     return ROOT
+
+
+@pytest.fixture
+def run_script(monkeypatch, capsys):
+    """Runs a script in this process. Returns its exit status, and what it printed except the data's warning."""
+
+    def run_script(script, *words):
+        monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *words])
+        capsys.readouterr()
+        status = 0
+        try:
+            script.run(script.main)
+        except SystemExit as exit:
+            status = exit.code
+        out, err = capsys.readouterr()
+        return status, out, "".join(line for line in err.splitlines(True) if not line.startswith("warning: "))
+
+    return run_script

@@ -2,7 +2,6 @@
 
 import importlib.util
 import re
-import sys
 from hashlib import sha256
 from pathlib import Path
 
@@ -27,20 +26,8 @@ def save_net(sess, dataset="cifar10", wsconv=False):
 
 
 @pytest.fixture
-def call(monkeypatch, capsys):
-    """Runs the script in this process. Returns its exit status, and what it printed except the data's warning."""
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["export_finn.py", *words])
-        status = 0
-        try:
-            export_finn.run(export_finn.main)
-        except SystemExit as exit:
-            status = exit.code
-        out, err = capsys.readouterr()
-        return status, out, "".join(line for line in err.splitlines(True) if not line.startswith("warning: "))
-
-    return call
+def call(run_script):
+    return lambda *words: run_script(export_finn, *words)
 
 
 def check_graph(path, topology, batch, classes):

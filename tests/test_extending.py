@@ -1,7 +1,6 @@
 """A data set, net, recipe, loss and repair of one's own, as docs/extending.md describes them, through the scripts."""
 
 import csv
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,14 +24,14 @@ SMALL = Topology(size=32, conv=((8, False), (16, True)), fc=(24,))
 
 
 @pytest.fixture
-def call(monkeypatch, capsys):
-    """Runs a script in this process; returns the lines it prints."""
+def call(run_script):
+    """Runs a script in this process; returns the lines it prints, or raises what it complains of."""
 
     def call(script, *words):
-        monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *words])
-        capsys.readouterr()
-        script.main()
-        return capsys.readouterr().out.splitlines()
+        status, out, err = run_script(script, *words)
+        if status:
+            raise UserError(err.rstrip())
+        return out.splitlines()
 
     return call
 

@@ -75,21 +75,8 @@ def ready(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def call(monkeypatch, capsys):
-    """Runs a script in this process. Returns its exit status, and what it printed except the data's warning."""
-
-    def call(*words, script=sweep):
-        monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *words])
-        capsys.readouterr()
-        status = 0
-        try:
-            script.run(script.main)
-        except SystemExit as exit:
-            status = exit.code
-        out, err = capsys.readouterr()
-        return status, out, "".join(line for line in err.splitlines(True) if not line.startswith("warning: "))
-
-    return call
+def call(run_script):
+    return lambda *words, script=sweep: run_script(script, *words)
 
 
 def csv_rows(folder=FOLDER):

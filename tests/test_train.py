@@ -48,30 +48,25 @@ def data(tmp_path):
 
 
 @pytest.fixture
-def succeed(monkeypatch, capsys):
+def succeed(run_script):
     """Runs the script in this process, which saves the import; returns the lines it prints."""
 
     def call(*words):
-        monkeypatch.setattr(sys, "argv", ["train_smaller.py", *words])
-        capsys.readouterr()
-        train_smaller.main()
-        return capsys.readouterr().out.splitlines()
+        status, out, err = run_script(train_smaller, *words)
+        assert status == 0, err
+        return out.splitlines()
 
     return call
 
 
 @pytest.fixture
-def complain(monkeypatch, capsys):
+def complain(run_script):
     """Runs the script on bad input; returns the one line that it ends with."""
 
     def call(*words):
-        monkeypatch.setattr(sys, "argv", ["train_smaller.py", *words])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as exit:
-            train_smaller.run(train_smaller.main)
-        lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("warning: ")]
-        assert exit.value.code in (1, 3) and len(lines) == 1 and lines[0].startswith("error: ")
-        return lines[0]
+        status, _, err = run_script(train_smaller, *words)
+        assert status in (1, 3) and err.count("\n") == 1 and err.startswith("error: "), err
+        return err.rstrip()
 
     return call
 
