@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
-from common import UserError
+from common import UserError, digest
 from datasets import cifar, to_tensor
 from faults import break_images, image_bits
-from repairs import fault_of, learned_state, repaired
+from repairs import REPAIRS, fault_of, learned_state, repaired
 
 FAULTY_BIT = 6  # 0 (LSB) to 7 (MSB)
 NEIGHBOR_OFFSET = -1  # repaired_n takes the bit at FAULTY_BIT + NEIGHBOR_OFFSET
@@ -42,11 +42,9 @@ class _WithFault:
         )
         super().__init__(root, train, transform, target_transform, download)
         self.state = None
-        if self.fault.repair:
-            name = type(self).__name__.lower()
-            self.state = learned_state(
-                self.fault.repair, self.fault.bit, name, lambda: to_tensor(type(self)(root).data)
-            )
+        if self.fault.repair and REPAIRS[self.fault.repair].learn:
+            name, clean = type(self).__name__.lower(), to_tensor(type(self)(root).data)
+            self.state = learned_state(self.fault.repair, self.fault.bit, name, digest(clean), lambda: clean)
 
     def __getitem__(self, index):
         index = range(len(self))[index]  # so that -1 reads the same broken bits as the last index

@@ -7,6 +7,7 @@
 sweep.py does so at its end, and adds a picture of test images, clean, faulty and repaired.
 """
 
+import os
 from pathlib import Path
 
 from common import Parser, UserError, run
@@ -16,19 +17,22 @@ from report import read_rows, write_plots
 def main():
     parser = Parser(description=__doc__.split("\n\n")[0])
     parser.add_argument("folders", nargs="+", type=Path, help="of sweeps; each is compared with the others")
-    folders = parser.parse_args().folders
+    folders = {folder.resolve(): folder for folder in parser.parse_args().folders}
+    names = {path: path.name for path in folders}
+    if len(set(names.values())) < len(names):  # the same name in different places
+        above = os.path.commonpath(folders)
+        names = {path: os.path.relpath(path, above) for path in folders}
     sessions = {}
-    for folder in folders:
-        path = folder / "sweep.csv"
-        if not path.is_file():
-            raise UserError(f"{path} is missing: python sweep.py measures it")
-        rows, damaged = read_rows(path)
+    for path, folder in folders.items():
+        if not (path / "sweep.csv").is_file():
+            raise UserError(f"{folder / 'sweep.csv'} is missing: python sweep.py measures it")
+        rows, damaged = read_rows(path / "sweep.csv")
         if damaged or not rows:
-            raise UserError(f"{path} is not complete: python sweep.py goes on with it")
-        sessions[folder.resolve().name] = rows
-    for folder in folders:
-        name = folder.resolve().name
-        write_plots(folder, {name: sessions[name], **sessions})
+            raise UserError(f"{folder / 'sweep.csv'} is not complete: python sweep.py goes on with it")
+        sessions[names[path]] = rows
+    for path, folder in folders.items():
+        name = names[path]
+        write_plots(path, {name: sessions[name], **sessions})
         print(f"{folder}: plots")
 
 

@@ -13,7 +13,8 @@
 #
 # Words after the data set go on to train_smaller.py: ./run.sh cifar10 --faulty_bit 5 --resume
 set -euo pipefail
-cd "$(dirname "$0")"
+unset CDPATH # or cd could lead elsewhere
+cd -- "$(dirname -- "$0")"
 
 SESS=""         # checkpoint names, one or several; empty: <data set>_smaller, with WSCONV=1 <data set>_smaller_wsconv
 SEED="11111"    # one or several
@@ -24,7 +25,7 @@ FAULTS="baseline faulty repaired_n repaired_s" # rows of the table; FAULTY_BIT, 
 NOISE=""        # sigma_val of weight noise, one or several: a row each, the mean of 10 runs
 SWEEP=${SWEEP:-1} # 1: after the table sweep.py measures all bits, repairs, rates and weight faults into results/; 0: not
 RUNS=""         # of everything random in the sweep; empty: those of sweep.py, for the demo set 3
-REPAIRS=""      # of the sweep; empty: all but the offline ones
+REPAIRS=""      # of the sweep, which then measures these alone; empty: all faults, and all repairs but the offline ones
 DATA="data"     # folder in which the data sets lie; with folder: the data set itself
 PROCESSES=1     # more than one: one for each GPU; training is then data-parallel, the sweep shared out
 
@@ -38,18 +39,29 @@ environment() {
     local folder=$1 requirements=$2 what=$3 python
     shift 3
     cmp -s "$requirements" "$folder/requirements.installed" && "$folder/bin/python" -c "" 2>/dev/null && return
+    if command -v flock >/dev/null; then # one at a time
+        exec 9>"$folder.lock"
+        flock -n 9 || { echo "waiting for another run.sh that sets up $folder"; flock 9; }
+        cmp -s "$requirements" "$folder/requirements.installed" && return
+    fi
+    [ ! -e "$folder" ] || [ -e "$folder/requirements.installed" ] || [ -e "$folder/made-by-run.sh" ] ||
+        fail "$folder was not made by run.sh: move it away and run this again"
     for python in python3.12 python3.11 python3 python; do
         "$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && break
         python=
     done
     [ -n "$python" ] || fail "needs Python 3.11 or 3.12 with its venv module (on Debian: apt install python3-venv)"
     echo "setting up $folder with $("$python" --version): $what"
-    "$python" -m venv --clear "$folder"
+    rm -rf "$folder"
+    mkdir "$folder"
+    touch "$folder/made-by-run.sh"
+    "$python" -m venv "$folder"
     local quiet=--quiet
     [ -t 1 ] && quiet=
     "$folder/bin/python" -m pip install --disable-pip-version-check $quiet "$@" -r "$requirements" ||
         fail "the packages could not be installed; run this again to try once more"
     cp "$requirements" "$folder/requirements.installed"
+    exec 9>&-
 }
 
 setup() { environment .venv requirements.txt "PyTorch and its libraries, about 5.5 GB"; }
@@ -128,6 +140,21 @@ setup
 LAUNCH=()
 [ "$PROCESSES" -gt 1 ] && LAUNCH=(-m torch.distributed.run --nproc_per_node "$PROCESSES")
 
+# the words that an evaluation heeds, too; without a training all are for it
+heeded=("$@")
+if [ "$TRAIN" = 1 ]; then
+    heeded=() keep=
+    for word in "$@"; do
+        case $word in
+        --faulty_bit | --neighbor_offset | --noise | --workers) heeded+=("$word") keep=1 ;;
+        --faulty_bit=* | --neighbor_offset=* | --noise=* | --workers=*) heeded+=("$word") keep= ;;
+        --fold | --no-fold | --channels_last | --no-channels_last) heeded+=("$word") keep= ;;
+        --*) keep= ;;
+        *) [ -z "$keep" ] || heeded+=("$word") ;;
+        esac
+    done
+fi
+
 tables=
 SESS=${SESS:-${dataset}_smaller$suffix}
 for sess in $SESS; do
@@ -136,10 +163,11 @@ for sess in $SESS; do
         [ "$TRAIN" = 1 ] && launch train_smaller.py --train "${options[@]}" $wsconv ${EPOCHS:+--epochs "$EPOCHS"} "$@"
         rows=
         for fault in $FAULTS; do
-            rows+=$(measure "${options[@]}" "$@" --mem_fault "$fault")$'\n'
+            rows+=$(measure "${options[@]}" ${heeded[@]+"${heeded[@]}"} --mem_fault "$fault")$'\n'
+            export CIFAR_WARNED=1 # what it warns of is said once
         done
         for noise in $NOISE; do
-            rows+=$(measure "${options[@]}" "$@" --mem_fault baseline --noise "$noise")$'\n'
+            rows+=$(measure "${options[@]}" ${heeded[@]+"${heeded[@]}"} --mem_fault baseline --noise "$noise")$'\n'
         done
         tables+=$'\n'$(row "${sess}_$seed" "acc. (%)")$'\n'"|$(printf -- '-%.0s' {1..46})|$(printf -- '-%.0s' {1..10}):|"$'\n'$rows
     done

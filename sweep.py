@@ -11,23 +11,24 @@ what is missing, and other bits, rates or runs add to what is there.
 
 import math
 import os
-import shutil
 import sys
 from argparse import BooleanOptionalAction
-from functools import lru_cache
+from contextlib import ExitStack
+from functools import cache, lru_cache
 from pathlib import Path
 
 import torch
 
 import CIFARDataset
-from common import Parser, UserError, run, within, write_text
+from common import Parser, UserError, code_digest, digest, keep_old, locked, run, within, write_text
 from datasets import read_images
-from engine import EvalBatches, Processes, checkpoints, measure, state_of
-from faults import MSB, NO_FAULT, NOISE_KINDS, Fault, faulty_images, get_bit
+from engine import EvalBatches, Processes, checkpoints, measure, state_of, training_digest
+from faults import MSB, NO_FAULT, NOISE_KINDS, WEIGHT_KINDS, Fault, faulty_images, faulty_weights, get_bit
 from models.folded import Folded
-from repairs import REPAIRS, repaired
+from repairs import REPAIRS, made_by, repaired
 from report import (
     OtherVersion,
+    compared_names,
     fault_in,
     markdown,
     read_rows,
@@ -78,27 +79,52 @@ def parse():
     )
 
     bit, share = within(int, 0, MSB), within(float, 0, 1)
-    group = parser.add_argument_group("what to measure (an option without a value: nothing of that kind)")
-    group.add_argument("--bits", nargs="*", type=bit, default=BITS, help=f"broken bits, default {listed(BITS)}")
-    group.add_argument("--repair", nargs="*", choices=REPAIRS, default=REPAIR, help=f"default {listed(REPAIR)}")
-    group.add_argument(
-        "--rate", nargs="*", type=share, default=RATE, help=f"shares of a plane broken, default {listed(RATE)}"
+    group = parser.add_argument_group(
+        "what to measure; what is named is all that is measured (an option without a value: nothing of that kind)"
     )
+    group.add_argument("--bits", nargs="*", type=bit, help=f"broken bits, default {listed(BITS)}")
+    group.add_argument("--repair", nargs="*", choices=REPAIRS, help=f"default {listed(REPAIR)}")
+    group.add_argument("--rate", nargs="*", type=share, help=f"shares of a plane broken, default {listed(RATE)}")
+    group.add_argument("--rate_bits", nargs="*", type=bit, help=f"of the rates, default {listed(RATE_BITS)}")
     group.add_argument(
-        "--rate_bits", nargs="*", type=bit, default=RATE_BITS, help=f"of the rates, default {listed(RATE_BITS)}"
+        "--sigma", nargs="*", type=within(float, 0, 1e6), help=f"of weight noise, default {listed(SIGMA)}"
     )
+    group.add_argument("--flip", nargs="*", type=share, help=f"of weights, default {listed(FLIP)}")
     group.add_argument(
-        "--sigma", nargs="*", type=within(float, 0), default=SIGMA, help=f"of weight noise, default {listed(SIGMA)}"
+        "--runs", type=within(int, 1, 10_000), default=RUNS, help="of everything random, default %(default)s"
     )
-    group.add_argument("--flip", nargs="*", type=share, default=FLIP, help=f"of weights, default {listed(FLIP)}")
-    group.add_argument("--runs", type=within(int, 1), default=RUNS, help="of everything random, default %(default)s")
 
     group = parser.add_argument_group("machine")
-    group.add_argument("--workers", type=within(int, 1), default=WORKERS, help="decoding threads, default %(default)s")
+    group.add_argument(
+        "--workers", type=within(int, 1, 1000), default=WORKERS, help="decoding threads, default %(default)s"
+    )
     group.add_argument(
         "--fold", action=BooleanOptionalAction, default=True, help="evaluate the folded net, not Brevitas' own"
     )
-    return parser.parse_args()
+    return settle(parser.parse_args())
+
+
+def settle(args):
+    """Put defaults where options are left out: all kinds if none is named, else nothing of the other kinds.
+
+    `--repair X` alone is every bit repaired by X; `--bits B` alone is that bit unrepaired and by every repair.
+    """
+    named = any(getattr(args, name) is not None for name in ("bits", "repair", "rate", "rate_bits", "sigma", "flip"))
+    planes, rates = args.bits is not None or args.repair is not None, args.rate or args.rate_bits is not None
+    args.unrepaired = not named or args.bits is not None
+    if args.bits is None:
+        args.bits = BITS if planes or not named else []
+    if args.repair is None:
+        args.repair = REPAIR
+    if args.rate is None:
+        args.rate = RATE if rates or not named else []
+    if args.rate_bits is None:
+        args.rate_bits = RATE_BITS
+    if args.sigma is None:
+        args.sigma = [] if named else SIGMA
+    if args.flip is None:
+        args.flip = [] if named else FLIP
+    return args
 
 
 def wanted_faults(args):
@@ -106,8 +132,9 @@ def wanted_faults(args):
     runs = range(args.runs)
     faults = [NO_FAULT]
     for bit in args.bits:
-        faults += [Fault("random", bit, level=1.0, run=run) for run in runs]
-        faults += [Fault(kind, bit, level=1.0) for kind in ("stuck_at_0", "stuck_at_1")]
+        if args.unrepaired:
+            faults += [Fault("random", bit, level=1.0, run=run) for run in runs]
+            faults += [Fault(kind, bit, level=1.0) for kind in ("stuck_at_0", "stuck_at_1")]
         for repair in args.repair:
             if bit not in REPAIRS[repair].cannot:
                 sources = REPAIRS[repair].sources or [None]
@@ -135,10 +162,20 @@ class TestSet:
     """The test images of a data set, and what the faults make of them."""
 
     def __init__(self, dataset, args):
+        self.where = dataset, args.data, args.workers
         self.images, self.labels = read_images(dataset, args.data, False, args.workers)
-        self.digest = checkpoints.digest(self.images.numpy().tobytes() + self.labels.numpy().tobytes())
-        self.state_of = lru_cache(None)(lambda fault: state_of(fault, dataset, args.data, args.workers))
+        self.digest = digest(self.images, self.labels)
+        self.state_of = cache(lambda fault: state_of(fault, *self.where))
         self.under = lru_cache(1)(self._under)  # all sessions measure a fault before the next one's turn
+
+    def made_by(self, fault):
+        """A digest of what makes the figures of a fault, besides the net and the test images; None for no fault."""
+        if fault.kind == "none":
+            return None
+        if fault.kind in WEIGHT_KINDS:
+            return code_digest(faulty_weights)
+        learns = fault.repair and REPAIRS[fault.repair].learn
+        return made_by(fault, training_digest(*self.where) if learns else "")
 
     def _under(self, fault, seed):
         """The images after a fault and its repair, and what became of the bits: columns of its row."""
@@ -169,12 +206,13 @@ class Session:
             "images": self.test_set.digest,
             "sess": sess,
             "seed": seed,
-            "checkpoint": state["packed_from"] if self.packed else checkpoints.digest(self.path.read_bytes()),
+            "checkpoint": state["packed_from"] if self.packed else digest(self.path.read_bytes()),
             "n": len(self.test_set.labels),
         }
         self.folder = Path(args.results) / self.name
         if self.images_differ():
             self.folder = self.folder.with_name(f"{self.name}_{self.what['images']}")
+        self.changed = False  # has its sweep.csv become another one than that of the tables?
 
     @property
     def csv(self):
@@ -191,7 +229,7 @@ class Session:
         )
 
     def tidy(self, replace, say):
-        """Make the folder and a sweep.csv: an empty one, or the one there is without its damaged lines."""
+        """Make the folder and a sweep.csv: an empty one, or the one there without rows that must be measured anew."""
         try:
             try:
                 rows, damaged = read_rows(self.csv) if self.csv.exists() else ([], [])
@@ -199,24 +237,37 @@ class Session:
             except OtherVersion:
                 rows, damaged, foreign = [], [], "another version of this project"
             if foreign and replace:
-                old = self.folder.with_name(f"{self.folder.name}.old")
-                shutil.rmtree(old, ignore_errors=True)
-                self.folder.rename(old)
-                say(f"{self.csv} held rows of {foreign}: now {old}")
+                keep_old(self.folder)
+                say(f"{self.csv} held rows of {foreign}: now in {self.folder}.old")
                 rows, damaged = [], []
             elif foreign:
                 raise UserError(
                     f"{self.csv} holds rows of {foreign}: --replace moves {self.folder} away, "
                     "--results names another folder"
                 )
+            if damaged:
+                away = self.csv.with_name(f"{self.csv.name}.damaged")
+                with open(away, "a", encoding="utf-8") as file:
+                    file.writelines(f"{text}\n" for _, text in damaged)
+                say(
+                    f"{self.csv}: line {', '.join(str(number) for number, _ in damaged)} cut short or damaged: "
+                    f"moved to {away.name}, the other {len(rows)} rows stay"
+                )
         except OSError as error:
             raise UserError(f"{self.csv} cannot be read ({error.strerror}): name another folder by --results") from None
-        if damaged:
+        own = [row for row in rows if self.is_current(row)]
+        if len(own) < len(rows):
             say(
-                f"{self.csv}: line {', '.join(map(str, damaged))} cut short or damaged: dropped, "
-                f"the other {len(rows)} rows stay"
+                f"{self.csv}: {len(rows) - len(own)} rows were made by another code of their fault or repair, or "
+                "learned from other images: they are measured anew if they are asked for"
             )
-        write_rows(self.csv, rows)
+        self.changed = bool(damaged) or len(own) < len(rows)
+        if self.changed or not self.csv.exists():
+            write_rows(self.csv, own)
+
+    def is_current(self, row):
+        """Was a row made by the code of today? Those from before rows said what made them are taken to be."""
+        return row["made_by"] in (None, self.test_set.made_by(fault_in(row)))
 
     def foreign(self, rows):
         """Describes the first mismatch between rows and this session; "" if there is none."""
@@ -236,7 +287,8 @@ class Session:
         images, quality = self.test_set.under(fault, 0 if fault.repair else seed)
         batches = EvalBatches(images, self.test_set.labels, next(self.net.parameters()).device)
         score, flipped = measure(fault, self.net, self.tester, batches, seed)
-        return row_of(fault, score, **self.what, run_seed=seed, flipped=flipped, **quality)
+        made = self.test_set.made_by(fault)
+        return row_of(fault, score, **self.what, run_seed=seed, made_by=made, flipped=flipped, **quality)
 
 
 def turn(fault):
@@ -248,12 +300,21 @@ def turn(fault):
 def sweep(args, processes):
     names = [(sess, seed) for seed in dict.fromkeys(args.seed) for sess in dict.fromkeys(args.sess)]
     test_sets = {}
-    with processes.first_alone():
-        sessions = [Session(sess, seed, args, processes.device, test_sets) for sess, seed in names]
+    with ExitStack() as locks:
+        with processes.first_alone():
+            sessions = [Session(sess, seed, args, processes.device, test_sets) for sess, seed in names]
+            if processes.rank == 0:
+                for session in sessions:
+                    locks.enter_context(locked(session.folder, f"{session.folder}"))
+                    session.tidy(args.replace, processes.print)
+        measure_missing(sessions, wanted_faults(args), processes)
+        processes.wait()
         if processes.rank == 0:
-            for session in sessions:
-                session.tidy(args.replace, processes.print)
-    faults = wanted_faults(args)
+            write_up(sessions)
+
+
+def measure_missing(sessions, faults, processes):
+    """Measure of each session the faults that its sweep.csv does not have, this process's share of them."""
     todo = {fault: [] for fault in sorted(faults, key=turn)}
     for session in sessions:
         done = {fault_in(row) for row in session.rows()}
@@ -265,6 +326,7 @@ def sweep(args, processes):
         for fault in possible:
             if fault not in done:
                 todo[fault].append(session)
+                session.changed = True
     todo = [(fault, missing) for fault, missing in todo.items() if missing]
     rows = sum(len(missing) for _, missing in todo)
     processes.wait()  # all know what is missing before the first row is added
@@ -282,21 +344,29 @@ def sweep(args, processes):
                 processes.print(f"{number * processes.number} of {rows} measured")
     except KeyboardInterrupt:
         raise KeyboardInterrupt("every measured row is kept, the same command goes on from there") from None
-    processes.wait()
-    if processes.rank == 0:
-        write_up(sessions)
+
+
+def compared_with(session, sessions):
+    """The rows of the sessions that a session is compared with, {name: rows}: of this call, else of the last one."""
+    others = [other for other in sessions if other.seed == session.seed and other is not session]
+    if others:
+        return {other.name: other.rows() for other in others}
+    tables = session.folder / "tables.md"
+    names = compared_names(tables.read_text("utf-8")) if tables.is_file() else []
+    files = {name: session.folder.with_name(name) / "sweep.csv" for name in names}
+    return {name: read_rows(file)[0] for name, file in files.items() if file.is_file()}
 
 
 def write_up(sessions):
-    """The sorted sweep.csv, tables.md, summary.json and plots of each session."""
-    rows = {session.name: session.rows() for session in sessions}
+    """The sorted sweep.csv, tables.md, summary.json and plots of each session that has changed, or lacks them."""
     for session in sessions:
-        own = rows[session.name]
-        others = {
-            other.name: rows[other.name] for other in sessions if other.seed == session.seed and other is not session
-        }
+        tables, own, others = session.folder / "tables.md", session.rows(), compared_with(session, sessions)
+        known = compared_names(tables.read_text("utf-8")) if tables.is_file() else None
+        if not session.changed and known == list(others):
+            print(f"{session.folder}: nothing new")
+            continue
         write_rows(session.csv, own)
-        write_text(session.folder / "tables.md", markdown(session.name, own, others))
+        write_text(tables, markdown(session.name, own, others))
         write_text(session.folder / "summary.json", summary_json(own))
         write_plots(session.folder, {session.name: own, **others})
         write_pictures(

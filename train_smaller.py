@@ -9,10 +9,12 @@ Every constant below can be edited; an option of the same name overrides it. Tho
 """
 
 import json
+import math
 import os
 import statistics
 import time
 from argparse import BooleanOptionalAction
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 
@@ -20,7 +22,7 @@ import torch
 from torch import nn
 
 import CIFARDataset
-from common import Parser, UserError, bit_or_any, run, within, write_text
+from common import Parser, UserError, bit_or_any, check_writable, digest, locked, run, within, write_text
 from datasets import DATASETS, hold_out, read_images
 from engine import (
     EvalBatches,
@@ -68,6 +70,15 @@ LOSS = "ce"
 MARGIN = 0.0  # required logit margin, in standard deviations of the logits; 0: no such term in the loss
 DECAY = 0.0  # weight decay
 
+# options that an evaluation does not heed
+TRAINING_ONLY = (
+    *("resume", "recipe", "optimizer", "amsgrad", "lr", "init", "pretrained", "schedule", "cycles", "batch_size"),
+    *("epochs", "duplicate", "loss", "padding", "soften", "soften_weights", "norm_momentum", "smoothing", "margin"),
+    *("clip", "decay", "train_flip", "train_noise", "bf16"),
+)
+
+LARGE = 10**6  # no option has a use for more
+
 # machine
 WORKERS = os.cpu_count()  # threads that decode images, the first time
 
@@ -112,7 +123,7 @@ def parse():
     )
     group.add_argument(
         "--noise",
-        type=within(float, 0),
+        type=within(float, 0, LARGE),
         default=NOISE,
         help=f"sigma_val of weight noise in evaluation, mean of {NOISE_RUNS} runs; default %(default)s",
     )
@@ -124,7 +135,7 @@ def parse():
     )
     group.add_argument(
         "--train_noise",
-        type=within(float, 0),
+        type=within(float, 0, LARGE),
         help=f"noise in each step of training, in RMS weights, default {TRAIN_NOISE}",
     )
 
@@ -133,21 +144,25 @@ def parse():
     group.add_argument("--optimizer", choices=("adam", "sgd"))
     group.add_argument("--amsgrad", action=BooleanOptionalAction, help="of Adam")
     group.add_argument("--lr", type=within(float, 0, open_low=True), help="learning rate for one process")
-    group.add_argument("--init", type=within(float, 0, open_low=True), help="latent weights start in ± this")
+    group.add_argument("--init", type=within(float, 0, LARGE, open_low=True), help="latent weights start in ± this")
     group.add_argument(
         "--pretrained", help="checkpoint whose signs and statistics to start from, latent weights at ± --init"
     )
     group.add_argument("--schedule", choices=("cosine", "step"), help="of the learning rate")
     group.add_argument(
         "--cycles",
-        type=within(int, 1),
+        type=within(int, 1, LARGE),
         help="of the cosine; each goes on from the signs of the last, latent weights at ± --init",
     )
-    group.add_argument("--batch-size", type=within(int, 2), help="images per process")
-    group.add_argument("--epochs", type=within(int, 1))
-    group.add_argument("--duplicate", type=within(int, 1), help="times each image comes in one pass; counts as epochs")
+    group.add_argument("--batch-size", type=within(int, 2, LARGE), help="images per process")
+    group.add_argument("--epochs", type=within(int, 1, LARGE))
+    group.add_argument(
+        "--duplicate", type=within(int, 1, LARGE), help="times each image comes in one pass; counts as epochs"
+    )
     group.add_argument("--loss", choices=LOSSES, help=f"cross-entropy or squared hinge, default {LOSS}")
-    group.add_argument("--padding", type=within(int, 0), help="of the random crop, pixels on each side; 0: no crop")
+    group.add_argument(
+        "--padding", type=within(int, 0, 1000), help="of the random crop, pixels on each side; 0: no crop"
+    )
     group.add_argument(
         "--soften",
         type=within(float, 0, 1),
@@ -166,7 +181,7 @@ def parse():
     group.add_argument("--smoothing", type=within(float, 0, 1), help="label smoothing of the cross-entropy")
     group.add_argument(
         "--margin",
-        type=within(float, 0),
+        type=within(float, 0, LARGE),
         help=f"required logit margin, in standard deviations of the logits, default {MARGIN}",
     )
     group.add_argument("--clip", type=within(float, 0, open_low=True), help="latent weights stay in ± this")
@@ -178,7 +193,9 @@ def parse():
     )
 
     group = parser.add_argument_group("machine")
-    group.add_argument("--workers", type=within(int, 1), default=WORKERS, help="decoding threads, default %(default)s")
+    group.add_argument(
+        "--workers", type=within(int, 1, 1000), default=WORKERS, help="decoding threads, default %(default)s"
+    )
     group.add_argument("--compile", action=BooleanOptionalAction, default=True, help="torch.compile the training step")
     group.add_argument(
         "--bf16", action=BooleanOptionalAction, default=None, help="train in bfloat16, default where it is fast"
@@ -268,15 +285,17 @@ def image_faults(options):
 
 
 def make_batches(args, options, processes):
-    """The training batches, and this process's share of the test batches, with the fault of `options`.
+    """The training batches, this process's share of the test batches, and the digest of the training images.
 
-    With faults of more than one bit the test images are clean. Adds to `options` what the images decide.
+    The test images have the fault of `options`; with faults of more than one bit they are clean. Adds to `options` what
+    the images decide.
     """
     name, seed, device = options["dataset"], options["seed"], processes.device
     with processes.first_alone():  # the others then find what it downloads, makes or caches
         faults = [(fault, state_of(fault, name, args.data, args.workers)) for fault in image_faults(options)]
         images, labels = read_images(name, args.data, True, args.workers)
         options |= checkpoints.net_options(name, images, labels)
+        found = digest(images, labels)
         if options["holdout"]:
             (images, labels), (test_images, test_labels) = hold_out(images, labels, options["holdout"])
         else:
@@ -296,7 +315,21 @@ def make_batches(args, options, processes):
     if len(faults) == 1:
         ((fault, state),) = faults
         test_images = with_fault(test_images, fault, seed, state)
-    return batches, EvalBatches(processes.share(test_images), processes.share(test_labels), device)
+    return batches, EvalBatches(processes.share(test_images), processes.share(test_labels), device), found
+
+
+def check_same(path, saved, images, say):
+    """UserError if a training would go on with other images; a line where another thread count changes the numbers."""
+    if saved.get("images", images) != images:
+        raise UserError(
+            f"{path} was trained on other images ({saved['images']}, here {images}): --data names their folder"
+        )
+    threads = torch.get_num_threads()
+    if saved.get("threads", threads) != threads:
+        say(
+            f"warning: {path} was trained with {saved['threads']} threads, now {threads}: "
+            f"the numbers differ in their last bits (OMP_NUM_THREADS={saved['threads']} keeps them)"
+        )
 
 
 def make_net(path, options, saved):
@@ -346,7 +379,19 @@ def prepare(net, batches, options, saved, args, processes):
         scheduler=scheduler,
         faults=TrainingFaults(net, options["train_flip"], options["train_noise"], options["seed"]),
         set_softness=set_softness,
+        total=lambda tensor: processes.sum(tensor.clone()),
     )
+
+
+def check_for_evaluation(args):
+    """UserError if options are given that only a training heeds."""
+    if args.faulty_bit == "any":
+        raise UserError("--faulty_bit any is for --train: an evaluation is of one bit, and sweep.py measures all")
+    if args.pad is not None:
+        raise UserError("--pad is for --train: a checkpoint says how its net pads")
+    for name in TRAINING_ONLY:
+        if getattr(args, name) not in (None, False):
+            raise UserError(f"--{name} is for --train: an evaluation does not heed it")
 
 
 def in_bf16(args, device):
@@ -375,6 +420,8 @@ def one_epoch(net, training, batches, test_batches, epoch, fold, processes):
     sums, loss_sum, lr = train_pass(training, bar)
     trained = to_score(processes.sum(sums))
     loss = processes.sum(loss_sum).item() / trained.n
+    if not math.isfinite(loss):
+        raise UserError(f"the loss became {loss} in epoch {ends}: training stops, a smaller --lr may help")
     rate = trained.n / (time.monotonic() - start)
 
     processes.same_buffers(net)
@@ -394,8 +441,8 @@ def one_epoch(net, training, batches, test_batches, epoch, fold, processes):
     }
 
 
-def save(path, net, training, options, log, device):
-    """Save all that resuming needs, to the bit."""
+def save(path, net, training, options, log, images, device):
+    """Save all that resuming needs, to the bit. images: digest of the training images."""
     state = {
         "net": net.state_dict(),
         "acc": log[-1]["test_top1"],
@@ -406,13 +453,31 @@ def save(path, net, training, options, log, device):
         "optimizer": training.optimizer.state_dict(),
         "scheduler": training.scheduler.state_dict(),
         "log": log,
+        "images": images,
+        "threads": torch.get_num_threads(),
     }
+    checkpoints.check_finite(f"after epoch {state['epoch']}", state["net"])
     checkpoints.save(path, state)
+
+
+def warn_if_seen(pretrained, holdout, say):
+    """A line if the net that training starts from was trained on images that are now held out."""
+    seen = checkpoints.trained_as(pretrained, checkpoints.read_state(pretrained)).get("holdout", 0)
+    if seen != holdout:
+        say(f"warning: {pretrained} was trained with --holdout {seen}, so on some or all of the {holdout} images")
 
 
 def train(args, processes):
     """Train from the start, or on from the checkpoint; save after every pass."""
     path = checkpoints.path_of(args.sess, args.seed)
+    with processes.first_alone():
+        check_writable(path)
+    with locked(path, str(path)) if processes.rank == 0 else nullcontext():
+        train_locked(path, args, processes)
+
+
+def train_locked(path, args, processes):
+    """The same, while no other process writes the checkpoint."""
     saved = checkpoints.read_state(path) if args.resume else None
     if saved:
         options = resumed_options(path, saved.get("options"), args, processes.number)
@@ -424,7 +489,11 @@ def train(args, processes):
     if epoch >= epochs:
         processes.print(f"{path} is trained to the end, {epoch} epochs")
         return
-    batches, test_batches = make_batches(args, options, processes)
+    batches, test_batches, images = make_batches(args, options, processes)
+    if saved:
+        check_same(path, saved, images, processes.print)
+    elif options["pretrained"] and options["holdout"]:
+        warn_if_seen(Path(options["pretrained"]), options["holdout"], processes.print)
     net = make_net(path, options, saved).to(device, memory_format=memory_format(args))
     checkpoints.check_fits(path, net, test_batches.images, test_batches.labels)
     training = prepare(net, batches, options, saved, args, processes)
@@ -436,7 +505,7 @@ def train(args, processes):
     if not saved:
         processes.print(table(costs(net.topology, net.classes)))
         if processes.rank == 0:
-            checkpoints.keep_old(path)
+            checkpoints.keep_olds(path)
     began, passes = time.monotonic(), 0
     try:
         while epoch < epochs:
@@ -444,7 +513,7 @@ def train(args, processes):
             row = one_epoch(net, training, batches, test_batches, epoch, args.fold, processes)
             log.append(row)
             if processes.rank == 0:
-                save(path, net, training, options, log, device)
+                save(path, net, training, options, log, images, device)
             epoch, passes = row["epoch"], passes + 1
             left = (time.monotonic() - began) / passes * (epochs - epoch) / options["duplicate"]
             processes.print(
@@ -454,16 +523,19 @@ def train(args, processes):
                 f"lr {row['lr']:.2e}  {row['images_per_s']:.0f} images/s  left {timedelta(seconds=round(left))}"
             )
     except KeyboardInterrupt:
-        kept = f"{path} holds epoch {epoch}, --resume goes on from there" if epoch else "no epoch was finished"
-        raise KeyboardInterrupt(kept) from None
+        raise KeyboardInterrupt(kept(path, epoch, ", --resume goes on from there")) from None
+    except UserError as error:
+        raise UserError(f"{error}; {kept(path, epoch)}") from None
+
+
+def kept(path, epoch, more=""):
+    """What an interrupted training leaves, in words."""
+    return f"{path} holds epoch {epoch}{more}" if epoch else "no epoch was finished"
 
 
 def test(args, processes):
     """Evaluate the checkpoint once under one fault setting; under weight noise, NOISE_RUNS times."""
-    if args.pad is not None:
-        raise UserError("--pad is for --train: a checkpoint says how its net pads")
-    if args.faulty_bit == "any":
-        raise UserError("--faulty_bit any is for --train: an evaluation is of one bit, and sweep.py measures all")
+    check_for_evaluation(args)
     path = checkpoints.find(args.sess, args.seed)
     name, net, state = checkpoints.load_net(path, args.dataset, args.wsconv)
     if "signs" in state:
@@ -476,11 +548,17 @@ def test(args, processes):
                 f"weight noise needs latent weights, and {path} holds signs only: train it with --train"
             )
     fault = fault_of(
-        args.mem_fault or MEM_FAULT,
+        MEM_FAULT if args.mem_fault is None else args.mem_fault,
         CIFARDataset.FAULTY_BIT if args.faulty_bit is None else args.faulty_bit,
         CIFARDataset.NEIGHBOR_OFFSET if args.neighbor_offset is None else args.neighbor_offset,
     )
     holdout = HOLDOUT if args.holdout is None else args.holdout
+    trained = checkpoints.trained_as(path, state)
+    if holdout not in (0, trained.get("holdout", 0)):
+        raise UserError(
+            f"{path} was trained with --holdout {trained.get('holdout', 0)}: "
+            f"of the images that --holdout {holdout} tests on it has seen some or all"
+        )
     with processes.first_alone():
         learned = state_of(fault, name, args.data, args.workers)
         images, labels = read_images(name, args.data, bool(holdout), args.workers)
@@ -491,10 +569,9 @@ def test(args, processes):
     batches = EvalBatches(processes.share(faulty), processes.share(labels), processes.device)
     net.to(processes.device, memory_format=memory_format(args))
     which = f"{len(labels)} {'held-out' if holdout else 'test'} images"
-    trained = checkpoints.trained_as(path, state)["wsconv"]
-    if net.wsconv != trained:
+    if net.wsconv != trained["wsconv"]:
         words = ("without", "with")
-        which = f"{words[net.wsconv]} weight standardisation (trained {words[trained]}), {which}"
+        which = f"{words[net.wsconv]} weight standardisation (trained {words[trained['wsconv']]}), {which}"
     processes.print(f"{path} (epoch {state['epoch']}), {DATASETS[name].title}, {which}: {fault}")
 
     scores, flips = trials(args, processes, net, batches)

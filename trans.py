@@ -13,12 +13,12 @@ import os
 import shutil
 import zipfile
 import zlib
-from pathlib import Path
 
-from common import Parser, UserError, run
+from common import Parser, UserError, as_path, locked, run
 
 URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
-FOLDER = "data/tiny-imagenet-200"
+NAME = "tiny-imagenet-200"
+FOLDER = f"data/{NAME}"
 
 
 def unzip(archive, folder):
@@ -29,12 +29,28 @@ def unzip(archive, folder):
         with zipfile.ZipFile(archive) as file:
             print(f"unzipping {archive}, {len(file.namelist())} files …", flush=True)
             file.extractall(partial)  # keeps to `partial`, whatever the members' names
+        if not (partial / NAME).is_dir():
+            raise UserError(f"{archive} holds no folder {NAME}: download {URL} again")
+        (partial / NAME).rename(folder)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise UserError(f"{archive} is truncated or no zip file ({error}): download {URL} again") from None
-    if not (partial / "tiny-imagenet-200").is_dir():
-        raise UserError(f"{archive} holds no folder tiny-imagenet-200: download {URL} again")
-    (partial / "tiny-imagenet-200").rename(folder)
-    shutil.rmtree(partial)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def locate(given):
+    """The folder of the data set and the archive it comes from, for what was given on the command line: either one."""
+    path = as_path(given).absolute() if as_path(given).name in ("", "..") else as_path(given)
+    if path.suffix == ".zip":
+        return path.with_suffix(""), path
+    if not (path / "val").is_dir() and (path / path.name / "val").is_dir():  # a folder in a folder, as some unzip it
+        return path / path.name, path.with_name(f"{path.name}.zip")
+    return path, path.with_name(f"{path.name}.zip")
+
+
+def is_junk(path):
+    """Has the system left this file, rather than the data set?"""
+    return path.name.startswith(".") or path.name in ("Thumbs.db", "desktop.ini")
 
 
 def read_annotations(path):
@@ -42,7 +58,7 @@ def read_annotations(path):
     if not path.is_file():
         raise UserError(f"{path} is missing: unzip {URL} again")
     wnids = {}
-    for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
+    for number, line in enumerate(path.read_text("utf-8-sig", "replace").splitlines(), 1):
         name, wnid, *_box = line.split("\t") if line.count("\t") == 5 else ("",) * 2
         for word in (name, wnid):
             if word in ("", ".", "..") or "/" in word or "\\" in word or "\0" in word:
@@ -60,35 +76,44 @@ def read_annotations(path):
 def plan(val):
     """Check val/ against its annotations. Returns [(from, to)] of what is to be moved, and {file name: wnid}."""
     wnids = read_annotations(val / "val_annotations.txt")
-    flat = val / "images"
-    waiting = {path.name for path in flat.iterdir()} if flat.is_dir() else set()
-    sorted_into = {}
-    for path in val.glob("*/images/*"):
-        if path.name in sorted_into:
-            raise UserError(f"{path} is also in {val / sorted_into[path.name]}: remove one of them")
-        sorted_into[path.name] = path.parent.parent.name
+    waiting, sorted_into = {}, {}  # {file name: its path}
+    for path in val.glob("*/**/*"):
+        if path.is_dir() or is_junk(path):
+            continue
+        found = waiting if path.relative_to(val).parts[0] == "images" else sorted_into
+        if path.name in found:
+            raise UserError(f"{path} is also in {found[path.name].parent}: remove one of them")
+        found[path.name] = path
 
-    for name in sorted(waiting | sorted_into.keys()):
-        where = val / sorted_into[name] / "images" / name if name in sorted_into else flat / name
+    flat = val / "images"
+    for name in sorted(waiting.keys() | sorted_into.keys()):
+        where = sorted_into.get(name) or waiting[name]
         if name not in wnids:
             raise UserError(f"{where} has no line in {val / 'val_annotations.txt'}: remove the file or add the line")
         if name in waiting and name in sorted_into:
-            raise UserError(f"{where} is also in {flat}: remove one of them")
-        if name in sorted_into and sorted_into[name] != wnids[name]:
+            raise UserError(f"{where} is also in {waiting[name].parent}: remove one of them")
+        if name in sorted_into and where.relative_to(val).parts[0] != wnids[name]:
             raise UserError(f"{where} is in the wrong class folder: {val / 'val_annotations.txt'} says {wnids[name]}")
     for name in wnids:
         if name not in waiting and name not in sorted_into:
             raise UserError(
                 f"{flat / name} is missing, though {val / 'val_annotations.txt'} has a line for it: unzip again"
             )
-    return [(flat / name, val / wnids[name] / "images" / name) for name in wnids if name in waiting], wnids
+    return [(waiting[name], val / wnids[name] / "images" / name) for name in wnids if name in waiting], wnids
 
 
 def main():
     parser = Parser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("folder", nargs="?", default=FOLDER, type=Path, help="default %(default)s")
-    folder = parser.parse_args().folder
-    archive = folder.with_name(f"{folder.name}.zip")
+    parser.add_argument("folder", nargs="?", default=FOLDER, help="or its zip file; default %(default)s")
+    folder, archive = locate(parser.parse_args().folder)
+    with locked(folder, str(folder)):
+        prepare(folder, archive)
+
+
+def prepare(folder, archive):
+    """Unzip the archive if need be, and sort the validation images."""
+    if folder.is_dir() and not any(folder.iterdir()) and archive.is_file():
+        folder.rmdir()
     if not folder.is_dir():
         if not archive.is_file():
             raise UserError(f"neither {folder} nor {archive} is there: download {URL} to {archive} and run this again")
@@ -101,12 +126,19 @@ def main():
             os.rename(source, target)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("run it again to finish") from None
-    if (val / "images").is_dir():
-        (val / "images").rmdir()
+    remove_emptied(val / "images")
     print(
         f"{val}: {len(wnids)} images in {len(set(wnids.values()))} class folders, "
         f"{len(moves)} moved now, {len(wnids) - len(moves)} in place before"
     )
+
+
+def remove_emptied(folder):
+    """Remove a folder that holds nothing but empty folders and what the system has left there."""
+    if folder.is_dir():
+        for path in sorted(folder.rglob("*"), reverse=True):
+            path.rmdir() if path.is_dir() else path.unlink()
+        folder.rmdir()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""What all parts share: the command line and files written whole. Standard library only."""
+"""What all parts share: command line, files written whole, digests. Standard library only."""
 
-from common.cli import Parser, UserError, bit_or_any, run, within
-from common.files import write_text, written_whole
+from common.cli import Parser, UserError, bit_or_any, first_line, rank, run, within
+from common.digest import code_digest, content_digest, digest
+from common.files import as_path, check_writable, keep_old, locked, write_bytes, write_text, written_whole

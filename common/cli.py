@@ -50,8 +50,16 @@ def bit_or_any(text):
         raise argparse.ArgumentTypeError(f"invalid bit value: {text!r}") from None
 
 
+def first_line(error):
+    """What an exception says in its first line; its kind if it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def run(main):
     """Call main(). Bad input and a disk that refuses become one line and exit status 1, Ctrl-C one line and 130."""
+    for stream in (sys.stdout, sys.stderr):  # terminals that cannot show a sign get a ? in its place
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
     try:
         main()
     except UserError as error:
@@ -63,7 +71,12 @@ def run(main):
         sys.exit(130)
 
 
+def rank():
+    """Number of this process among those that torchrun started; 0 for a single one."""
+    return int(os.environ.get("RANK", 0)) if int(os.environ.get("WORLD_SIZE", 1)) > 1 else 0
+
+
 def _end(message, status):
-    if os.environ.get("RANK", "0") == "0":  # of several processes that all found the same, one says so
+    if rank() == 0:  # of several processes that all found the same, one says so
         print(f"error: {message}", file=sys.stderr)
     sys.exit(status)

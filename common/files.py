@@ -1,10 +1,22 @@
-"""Files and folders that are there whole or not at all."""
+"""Files and folders that are there whole or not at all, kept when replaced, and written by one process at a time."""
 
 import os
+import platform
+import re
 import shutil
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from common.cli import UserError
+
+try:
+    import fcntl
+except ImportError:  # not on Windows: there nothing is locked
+    fcntl = None
+
+
+def _partial(path, process):
+    return path.with_name(f".{path.name}.{process}.partial")
 
 
 @contextmanager
@@ -12,11 +24,13 @@ def written_whole(path):
     """Yields a temporary path beside `path` at which the block writes a file or makes a folder.
 
     It replaces what lies at `path` when the block ends without an error, and is removed otherwise. The file is on the
-    disk before that. Folders above `path` are made. UserError if the system refuses.
+    disk before that. Folders above `path` are made. What killed processes have left of it is removed.
+    UserError if the system refuses.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = _partial(path, os.getpid())
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path)
         yield partial
         if partial.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -27,15 +41,120 @@ def written_whole(path):
     except OSError as error:
         if error.filename not in (None, str(partial), str(path), str(path.parent)):
             raise  # another file of the block's
-        raise UserError(f"{path} cannot be written ({error.strerror})") from None
+        raise UserError(f"{path} cannot be written ({error.strerror or error})") from None
     finally:
-        if partial.is_dir():
-            shutil.rmtree(partial, ignore_errors=True)
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
+        _remove(partial)
 
 
 def write_text(path, text):
     """Write a text file whole, in UTF-8."""
     with written_whole(path) as partial:
         partial.write_text(text, "utf-8")
+
+
+def write_bytes(path, data):
+    """Write a binary file whole."""
+    with written_whole(path) as partial:
+        partial.write_bytes(data)
+
+
+def check_writable(path):
+    """UserError, before hours of work, if `path` cannot be written."""
+    partial = _partial(path, os.getpid())
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.touch()
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror})") from None
+    finally:
+        _remove(partial)
+
+
+def _remove(partial):
+    with suppress(OSError):
+        if partial.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
+        else:
+            partial.unlink(missing_ok=True)
+
+
+def _remove_leftovers(path):
+    """Remove the temporary files of `path` whose processes are gone."""
+    pattern = re.compile(re.escape(path.name).join((r"\.", r"\.(\d+)\.partial")))
+    for other in path.parent.iterdir():
+        found = pattern.fullmatch(other.name)
+        if found and not _alive(int(found[1])):
+            _remove(other)
+
+
+def _alive(process):
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it is another user's
+        return True
+    return True
+
+
+def keep_old(path):
+    """Rename a file or folder to <path>.old, an earlier one to .old2, and so on: the newest is <path>.old."""
+    if not path.exists():
+        return
+    number = 1
+    while _old(path, number).exists():
+        number += 1
+    for each in range(number, 1, -1):
+        os.rename(_old(path, each - 1), _old(path, each))
+    os.rename(path, _old(path, 1))
+
+
+def _old(path, number):
+    return path.with_name(f"{path.name}.old{number if number > 1 else ''}")
+
+
+@contextmanager
+def locked(path, what):
+    """Inside the `with` no other process has the lock of `path`, which need not exist. `what` names it in messages.
+
+    The operating system holds the lock: it is gone with the process. UserError, naming the holder, if it is taken.
+    """
+    file = path.with_name(f".{path.name}.lock")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        held = _take(file)
+    except BlockingIOError:
+        holder = file.read_text("utf-8", "replace").strip() or "another process"
+        raise UserError(f"{what} is being written by {holder}: wait for it, or stop it") from None
+    except OSError as error:
+        raise UserError(f"{file} cannot be written ({error.strerror})") from None
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            file.unlink()
+        os.close(held)
+
+
+def _take(file):
+    """An open file descriptor that holds the lock."""
+    while True:
+        held = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            if fcntl:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(held).st_ino == file.stat().st_ino:  # else its last holder has removed it in between
+                os.truncate(held, 0)
+                os.write(held, f"process {os.getpid()} on {platform.node()}\n".encode())
+                return held
+        except FileNotFoundError:
+            pass
+        except BaseException:
+            os.close(held)
+            raise
+        os.close(held)
+
+
+def as_path(text):
+    """A Path, with ~ for the home folder."""
+    return Path(text).expanduser()

@@ -1,13 +1,12 @@
 """Images and their labels: the table of data sets, and one module for each format they come in."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from common import UserError
+from common import UserError, as_path
 from datasets import cifar, folders, tiny_imagenet
 from datasets.demo import Demo
 
@@ -42,7 +41,7 @@ DATASETS = {
 
 def read_images(name, root, train, workers=1):
     """The images of a row of DATASETS (uint8 N×3×H×W, channels_last) and their labels (int64 N), on the CPU."""
-    images, labels = DATASETS[name].read(Path(root), train, workers)
+    images, labels = DATASETS[name].read(as_path(root), train, workers)
     return to_tensor(images), torch.tensor(labels, dtype=torch.int64)
 
 

@@ -2,14 +2,14 @@
 
 import functools
 import io
+import os
 import pickle
 import sys
-from pathlib import Path
 
 import numpy as np
 import torchvision
 
-from common import UserError
+from common import UserError, as_path
 
 
 class _ArrayUnpickler(pickle.Unpickler):
@@ -39,11 +39,13 @@ def _read(path):
         raise UserError(f"{path}: truncated or no CIFAR file ({error}); remove it and fetch it again") from None
     if not isinstance(entry, dict):
         raise UserError(f"{path}: no CIFAR file (a {type(entry).__name__} instead of a dict)")
-    return entry
+    return {key.decode("latin1") if isinstance(key, bytes) else key: value for key, value in entry.items()}
 
 
 @functools.cache  # once per folder
 def _warn_unofficial(folder):
+    if "CIFAR_WARNED" in os.environ:  # run.sh has said so before
+        return
     print(f"warning: {folder} is not the official release (checksums differ); used as it is", file=sys.stderr)
 
 
@@ -58,10 +60,11 @@ class CIFAR10(torchvision.datasets.CIFAR10):
     official = True  # are there checksums to compare with?
 
     def __init__(self, root, train=True, transform=None, target_transform=None, download=False):
+        root = as_path(root)
         # torchvision's own __init__ insists on official files and unpickles them with code execution
         torchvision.datasets.VisionDataset.__init__(self, root, transform=transform, target_transform=target_transform)
         self.train = train
-        self.folder = Path(root) / self.base_folder
+        self.folder = root / self.base_folder
         if download:
             self.download()
         self._load_meta()
@@ -78,6 +81,12 @@ class CIFAR10(torchvision.datasets.CIFAR10):
         return [self.folder / name for name in names if not (self.folder / name).is_file()]
 
     def download(self):
+        missing = self._missing()
+        if missing and self.folder.is_dir() and any(self.folder.iterdir()):  # files that are not ours to replace
+            raise UserError(
+                f"{missing[0]} is missing beside other files: put it there, or move {self.folder} away to have all "
+                "of them downloaded"
+            )
         try:
             super().download()
         except (OSError, RuntimeError) as error:
@@ -98,6 +107,8 @@ class CIFAR10(torchvision.datasets.CIFAR10):
     def _load_meta(self):
         path, entry = self._open(self.meta["filename"], self.meta["md5"])
         self.classes = entry.get(self.meta["key"])
+        if isinstance(self.classes, list):
+            self.classes = [name.decode("latin1") if isinstance(name, bytes) else name for name in self.classes]
         if not isinstance(self.classes, list) or len(self.classes) != (100 if "fine" in self.label_key else 10):
             raise UserError(f"{path}: malformed, {self.meta['key']} is no list of the class names")
         self.class_to_idx = {name: i for i, name in enumerate(self.classes)}
@@ -105,12 +116,15 @@ class CIFAR10(torchvision.datasets.CIFAR10):
     def _load_batch(self, name, md5):
         path, entry = self._open(name, md5)
         data, labels = entry.get("data"), entry.get(self.label_key)
+        if isinstance(labels, np.ndarray) and labels.ndim == 1:
+            labels = labels.tolist()
         if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072:
             raise UserError(f"{path}: malformed, 'data' is no uint8 array of rows of 3072 values")
         if not isinstance(labels, list) or len(labels) != len(data) or not len(data):
             raise UserError(
                 f"{path}: malformed, '{self.label_key}' is no list of one label for each of {len(data)} rows"
             )
+        labels = [int(label) if isinstance(label, np.integer) else label for label in labels]
         if not all(isinstance(label, int) and 0 <= label < len(self.classes) for label in labels):
             raise UserError(f"{path}: malformed, a label is no whole number from 0 to {len(self.classes) - 1}")
         return data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels

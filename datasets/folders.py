@@ -44,12 +44,12 @@ def read(folder, train, workers):
 
 def class_names(folder):
     """The sorted names of the folders in `folder`."""
-    return sorted(path.name for path in folder.iterdir() if path.is_dir())
+    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
 def image_files(folder):
-    """The sorted paths of the images in `folder` and below; [] if it is missing."""
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS)
+    """The sorted paths of the images in `folder` and below; [] if it is missing. Hidden files are no images."""
+    return sorted(path for path in folder.rglob("[!.]*") if path.suffix.lower() in IMG_EXTENSIONS)
 
 
 def decoded(folder, split, paths, workers, size=None):

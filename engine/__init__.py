@@ -1,7 +1,7 @@
 """What runs a net: batches, training steps, the one evaluation, checkpoint files, export, processes."""
 
 from engine import checkpoints
-from engine.batches import EvalBatches, TrainBatches, scale, state_of
+from engine.batches import EvalBatches, TrainBatches, scale, state_of, training_digest
 from engine.evaluation import Score, evaluate, measure, score, to_score
 from engine.finn_export import check_export_packages, export
 from engine.processes import Processes

@@ -4,13 +4,16 @@ Images are uint8 tensors N×3×H×W in channels_last order: whole pixels lie tog
 flipping are one gather of pixels.
 """
 
+import functools
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from common import digest
 from datasets import read_images
 from faults import break_images
-from repairs import learned_state, repaired
+from repairs import REPAIRS, learned_state, repaired
 
 EVAL_BATCH = 500  # images; results do not depend on it
 
@@ -22,9 +25,16 @@ def scale(images):
 
 def state_of(fault, dataset, root, workers=1):
     """What the repair of a Fault has learned from the training images of a data set; None if it learns nothing."""
-    if fault.repair is None:
+    if fault.repair is None or REPAIRS[fault.repair].learn is None:
         return None
-    return learned_state(fault.repair, fault.bit, dataset, lambda: read_images(dataset, root, True, workers)[0])
+    found = training_digest(dataset, root, workers)
+    return learned_state(fault.repair, fault.bit, dataset, found, lambda: read_images(dataset, root, True, workers)[0])
+
+
+@functools.cache
+def training_digest(dataset, root, workers=1):
+    """Digest of the training images of a data set, without their labels."""
+    return digest(read_images(dataset, root, True, workers)[0])
 
 
 class EvalBatches:

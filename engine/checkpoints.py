@@ -8,7 +8,8 @@ checkpoint/ckpt.t7.<sess>_<seed>.pth is a dict with the original's keys
     rng_state  state of torch's global generator on the CPU
 
 and, beside them, what resuming and rebuilding need: `options` (dict), `optimizer`, `scheduler`, `cuda_rng_state`
-and `log` (one dict for each epoch).
+and `log` (one dict for each epoch), `images` (digest of the training images) and `threads` (of the CPU). Files of this
+project also hold `sha256`, the digest of all else, which is checked at loading.
 
 checkpoint/ckpt.t7.<sess>_<seed>.packed.pth (pack.py) holds what evaluation needs, one bit to a binary weight:
 
@@ -23,14 +24,13 @@ Its latent weights are -1 and +1: the same net, but nothing to put noise on or t
 import csv
 import io
 import math
-import os
-from hashlib import sha256
+import re
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from common import UserError, write_text, written_whole
+from common import UserError, content_digest, digest, first_line, keep_old, write_text, written_whole
 from datasets import DATASETS
 from models import CNV, TOPOLOGIES
 
@@ -38,7 +38,13 @@ FOLDER = "checkpoint"
 
 # what a NumPy number needs, such as the accuracy in some originals; building it executes nothing else
 _scalar = np.float64(0).__reduce__()[0]
-NUMPY_SCALAR = [(_scalar, "numpy.core.multiarray.scalar"), _scalar, np.dtype, type(np.dtype(np.float64))]
+NUMPY_NUMBERS = [
+    (_scalar, "numpy.core.multiarray.scalar"),
+    _scalar,
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in (np.float16, np.float32, np.float64, np.int32, np.int64, np.bool_)),
+]
+PREFIXES = ("module.", "_orig_mod.")  # of keys, from DataParallel and torch.compile
 
 
 class NoLatentWeights(UserError):
@@ -63,11 +69,6 @@ def find(sess, seed):
     """The checkpoint of this session and seed to evaluate: the trained one, or where that is missing the packed one."""
     path, packed = path_of(sess, seed), packed_path_of(sess, seed)
     return packed if packed.is_file() and not path.is_file() else path
-
-
-def digest(data):
-    """The first 16 hexadecimal digits of the SHA-256 of bytes."""
-    return sha256(data).hexdigest()[:16]
 
 
 @torch.no_grad()
@@ -109,40 +110,97 @@ def save(path, state):
 
 
 def write(path, state):
-    """Write a dict as a checkpoint file, in place."""
-    with open(path, "wb") as file:
-        torch.save(state, file)
+    """Write a dict, with the digest of its content, as a checkpoint file, in place."""
+    state = {key: value for key, value in state.items() if key != "sha256"}
+    buffer = io.BytesIO()  # torch.save to a full disk ends with an error that does not say so
+    torch.save({**state, "sha256": content_digest(state)}, buffer)
+    path.write_bytes(buffer.getbuffer())
 
 
-def keep_old(path):
-    """Move a checkpoint that a new training would replace, and its CSV, to <name>.old; what is there goes."""
-    for file in (path, path.with_suffix(".csv")):
-        if file.exists():
-            os.replace(file, f"{file}.old")
+def keep_olds(path):
+    """Rename a checkpoint that a new training would replace, and its CSV, to <name>.old."""
+    keep_old(path)
+    keep_old(path.with_suffix(".csv"))
 
 
 def read_state(path):
-    """The dict in a checkpoint file, tensors on the CPU. UserError if it is missing or not one of these files."""
+    """The dict in a checkpoint file, tensors on the CPU.
+
+    UserError if the file is missing, damaged or of another kind.
+    """
     if not path.is_file():
         raise UserError(f"{path} is missing: train it with --train, or name another --sess and --seed")
     try:
-        with torch.serialization.safe_globals(NUMPY_SCALAR):
+        with torch.serialization.safe_globals(NUMPY_NUMBERS):
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen kinds
-        raise UserError(f"{path} is truncated or no checkpoint ({str(error).splitlines()[0]})") from None
+        foreign = re.search(r"GLOBAL (\S+) was not an allowed global", str(error))
+        if foreign:
+            raise UserError(
+                f"{path} holds {foreign[1]}, which is not loaded for safety: save what it contains as dict, numbers "
+                "and tensors"
+            ) from None
+        raise UserError(f"{path} is truncated or no checkpoint ({first_line(error)})") from None
     for key in ("net", "acc", "epoch"):
         if not isinstance(state, dict) or key not in state:
             raise UserError(f"{path} is no checkpoint of this project: it holds no '{key}'")
-    if not isinstance(state["net"], dict) or not all(
-        isinstance(value, torch.Tensor) for value in state["net"].values()
-    ):
-        raise UserError(f"{path} is no checkpoint of this project: its 'net' is no state dict")
+    if "sha256" in state:
+        stored = state.pop("sha256")
+        if content_digest(state) != stored:
+            raise UserError(f"{path} is damaged: its content is not what was saved; restore it from a copy")
+    _check_net(path, state["net"], "its 'net' is no state dict of dense tensors")
+    if "options" in state:
+        _check_options(path, state["options"])
+    try:
+        state["acc"], state["epoch"] = float(state["acc"]), int(state["epoch"])
+    except (TypeError, ValueError, RuntimeError):
+        raise UserError(f"{path} is no checkpoint of this project: its 'acc' or 'epoch' is no number") from None
     try:
         state["net"] |= _unpack(state.get("signs", {}))
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{path} is no checkpoint of this project: its 'signs' are damaged ({error})") from None
-    state["net"] = {key.removeprefix("module."): value for key, value in state["net"].items()}
+    state["net"] = {_without_prefixes(key): value for key, value in state["net"].items()}
+    check_finite(path, state["net"])
     return state
+
+
+def _check_net(path, net, complaint):
+    if not isinstance(net, dict) or not all(
+        isinstance(key, str) and isinstance(value, torch.Tensor) and value.layout == torch.strided
+        for key, value in net.items()
+    ):
+        raise UserError(f"{path} is no checkpoint of this project: {complaint}")
+
+
+def _check_options(path, options):
+    """UserError unless the options of a training name a data set and a kind of net that are there."""
+    if not isinstance(options, dict) or not isinstance(options.get("dataset"), str):
+        raise UserError(f"{path} is no checkpoint of this project: its 'options' name no dataset")
+    if options["dataset"] not in DATASETS:
+        raise UserError(
+            f"{path} was trained on data set {options['dataset']!r}, which is none of {', '.join(DATASETS)}: "
+            "add its row to datasets/__init__.py"
+        )
+    net, classes = options.get("net", DATASETS[options["dataset"]].net), options.get("classes", 2)
+    if not isinstance(options.get("wsconv"), bool) or options.get("pad", 0) not in (0, -1) or not net or classes < 2:
+        raise UserError(f"{path} is no checkpoint of this project: its 'options' describe no net")
+    if net not in TOPOLOGIES:
+        raise UserError(f"{path} holds the net {net!r}, which is none of {', '.join(TOPOLOGIES)}: add its row")
+
+
+def check_finite(what, net):
+    """UserError, naming `what`, if a state dict holds infinite numbers, NaN or negative variances."""
+    for key, value in net.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise UserError(f"{what}: {key} holds numbers that are infinite or not numbers (NaN)")
+        if key.endswith("running_var") and (value < 0).any():
+            raise UserError(f"{what}: {key} holds a negative variance")
+
+
+def _without_prefixes(key):
+    while key.startswith(PREFIXES):
+        key = key.split(".", 1)[1]
+    return key
 
 
 # what older checkpoints, which do not have these options, were trained with

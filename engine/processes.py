@@ -1,6 +1,9 @@
 """The processes that torchrun started."""
 
+import contextlib
+import ctypes
 import os
+import signal
 import sys
 from contextlib import contextmanager
 from datetime import timedelta
@@ -9,18 +12,24 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from common import UserError
+from common import UserError, rank
 from engine.evaluation import to_score
 
 TIMEOUT = timedelta(days=1)  # of collective operations: one process may have the slower share
+
+
+def _end_with_parent():
+    """Have Linux end this process when torchrun, which started it, is gone."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 class Processes:
     """The processes torchrun started, or this one alone: who prints, who has which share, sums over all of them."""
 
     def __init__(self):
-        self.rank, self.number = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-        local = int(os.environ.get("LOCAL_RANK", 0))
+        self.rank, self.number = rank(), int(os.environ.get("WORLD_SIZE", 1))
+        local = int(os.environ.get("LOCAL_RANK", 0)) if self.number > 1 else 0
         self.device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
         if self.device.type == "cuda":
             wanted, there = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
@@ -28,6 +37,7 @@ class Processes:
                 raise UserError(f"{wanted} processes want a GPU each, and {there} are there")
             torch.cuda.set_device(self.device)
         if self.number > 1:
+            _end_with_parent()
             dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo", timeout=TIMEOUT)
 
     def print(self, line):

@@ -10,6 +10,7 @@ from torch import nn
 from engine.evaluation import score
 from faults import TrainingFaults
 
+CHECK = 50  # steps
 RECOMPILE_LIMIT = 64  # one compiled function per activation shape (models/fused.py)
 
 
@@ -26,14 +27,18 @@ class Training:
     scheduler: torch.optim.lr_scheduler.LRScheduler
     faults: TrainingFaults
     set_softness: Callable  # (step) -> None: sets the net's softness for a step, counted from 0
+    total: Callable  # (tensor) -> its sum over all processes
 
 
 def train_pass(training, batches):
-    """One optimiser step per batch. Returns score() and loss summed over the images, as tensors, and the last lr."""
+    """One optimiser step per batch. Returns score() and loss summed over the images, as tensors, and the last lr.
+
+    Ends early where the loss is no longer finite; it is looked at every CHECK steps.
+    """
     model, optimizer, scheduler = training.model, training.optimizer, training.scheduler
     sums = loss_sum = 0
     model.train()
-    for images, labels in batches:
+    for step, (images, labels) in enumerate(batches, 1):
         images = images.contiguous(memory_format=training.layout)
         training.set_softness(scheduler.last_epoch)
         with training.faults.at(scheduler.last_epoch):
@@ -48,6 +53,8 @@ def train_pass(training, batches):
         scheduler.step()
         sums = sums + score(logits.detach(), labels)
         loss_sum = loss_sum + loss.detach() * len(labels)
+        if step % CHECK == 0 and not training.total(loss_sum).isfinite():
+            break
     return sums, loss_sum, lr
 
 

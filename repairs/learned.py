@@ -1,34 +1,53 @@
 """What repairs have learned from clean training images, kept on disk beside the checkpoints."""
 
+import io
 from pathlib import Path
 
 import torch
 
-from common import UserError, written_whole
+from common import UserError, code_digest, content_digest, digest, first_line, write_bytes
+from faults import faulty_images
 from repairs.table import REPAIRS
 
 FOLDER = Path("checkpoint/repairs")
 
 
-def learned_state(repair, bit, dataset, training_images):
+def learned_state(repair, bit, dataset, images_digest, training_images):
     """What a repair learns of a broken bit from the training images of a data set; None for repairs that learn nothing.
 
-    Read from checkpoint/repairs/<dataset>_<repair>_<bit>.pt; learned and written where there is no such file. Delete
-    the file to learn anew. training_images: () -> clean ones, uint8 N×3×H×W.
+    Read from checkpoint/repairs/<dataset>_<repair>_<bit>_<digest>.pt, which belongs to these images and this code;
+    learned and written where there is no such file.
+    images_digest: of the training images. training_images: () -> clean ones, uint8 N×3×H×W.
     """
     learn = REPAIRS[repair].learn
     if learn is None:
         return None
     repair = next(name for name, row in REPAIRS.items() if row.learn is learn)  # the first of those that share it
-    path = FOLDER / f"{dataset}_{repair}_{bit}.pt"
+    learned_by = digest(images_digest.encode(), code_digest(learn).encode())[:8]
+    path = FOLDER / f"{dataset}_{repair}_{bit}_{learned_by}.pt"
     if not path.is_file():
         images = training_images()
         print(f"{path}: '{repair}' learns bit {bit} from training images of {dataset}, once", flush=True)
-        with written_whole(path) as partial, open(partial, "wb") as file:
-            torch.save(learn(images, bit), file)
+        state = learn(images, bit)
+        buffer = io.BytesIO()
+        torch.save({"state": state, "sha256": content_digest(state)}, buffer)
+        write_bytes(path, buffer.getbuffer())
     try:
-        return torch.load(path, weights_only=True)
+        found = torch.load(path, weights_only=True)
+        if content_digest(found["state"]) != found["sha256"]:
+            raise ValueError("its content is not what was written")
+        return found["state"]
     except Exception as error:  # torch raises half a dozen kinds
-        raise UserError(
-            f"{path} cannot be read ({str(error).splitlines()[0]}): delete it, and it is learned anew"
-        ) from None
+        raise UserError(f"{path} cannot be read ({first_line(error)}): delete it, and it is learned anew") from None
+
+
+def made_by(fault, images_digest):
+    """A digest of what makes the images under an image fault what they are: code, and what the repair learns from.
+
+    images_digest: of the training images; used by repairs that learn.
+    """
+    if fault.repair is None:
+        return code_digest(faulty_images)
+    row = REPAIRS[fault.repair]
+    functions = [faulty_images, row.mend, *([row.learn] if row.learn else [])]
+    return digest(code_digest(*functions).encode(), (images_digest if row.learn else "").encode())

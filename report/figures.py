@@ -1,11 +1,11 @@
 """Plots of sweeps, from their rows alone, and pictures of faulty and repaired test images."""
 
+import os
 from itertools import cycle
 
+os.environ["MPLBACKEND"] = "Agg"  # files only, whatever a notebook around this process has set
+
 import matplotlib
-
-matplotlib.use("Agg")
-
 from matplotlib import pyplot as plt
 
 from common import written_whole
@@ -21,7 +21,7 @@ COLORS = [
     *("#000000", "#c8501e", "#2a6fb0", "#e3a418", "#1b7f5c", "#9a4fa8", "#7a7a7a"),
     *("#8c1d2f", "#58b4e0", "#b0a070", "#d95f9d", "#4b5d16", "#7fd0b0"),
 ]
-MARKERS = ["o", "s", "^", "v", "D", "P", "X", "<", ">", "*", "h", "p", "d"]
+MARKERS = ["o", "s", "^", "v", "D", "P", "X", "<", ">", "*", "h"]  # as many as share no divisor with the colours
 DASHES = ["-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1))]
 STYLE = {
     "font.size": 9,

@@ -2,9 +2,11 @@
 
 import csv
 import io
+import math
 
 from common import UserError, write_text
-from faults import KINDS, Fault
+from faults import IMAGE_KINDS, KINDS, MSB, Fault
+from repairs import REPAIRS
 
 SAME = ("dataset", "images", "sess", "seed", "checkpoint", "n")  # columns that are the same in all rows of a file
 # columns that describe the fault, and the fields of Fault that they hold
@@ -13,6 +15,7 @@ COLUMNS = (
     *SAME,
     *FAULT,
     "run_seed",
+    "made_by",  # digest of the code of fault and repair, and of what the repair learned from
     "flipped",  # share of weight signs flipped, 0 to 1
     "recovered",  # share of the broken bits that are as they were, 0 to 1
     "psnr",  # of the images against the clean ones, dB
@@ -59,31 +62,64 @@ def to_line(row):
 
 
 HEADER = to_line(dict(zip(COLUMNS, COLUMNS)))
+LATER = ("made_by",)  # columns that older files do not have
 
 
 def read_rows(path):
-    """The rows of a sweep.csv, and the numbers of the lines that are none (cut short by a crash or a full disk).
+    """The rows of a sweep.csv, and its lines that are none: [(number, text)], such as one cut short by a crash.
 
-    UserError if the file is no sweep.csv.
+    A file that a spreadsheet has saved is read, too: other quotes and spellings of numbers, `;` with decimal commas.
+    OtherVersion if the columns are not those of a sweep.csv.
     """
-    text = path.read_text("utf-8", "replace")
-    if not text.startswith(HEADER) and not HEADER.startswith(text):
+    text = path.read_text("utf-8-sig", "replace")
+    header, *lines = text.splitlines(keepends=True) or [""]
+    if HEADER.startswith(header):  # a crash right at its beginning
+        header = HEADER
+    delimiter = ";" if header.count(";") > header.count(",") else ","
+    columns = next(csv.reader([header], delimiter=delimiter), [])
+    if set(columns) | set(LATER) != set(COLUMNS) or len(set(columns)) != len(columns):
         raise OtherVersion(f"{path} is no sweep.csv of this version")
     rows, damaged = [], []
-    for number, line in enumerate(text.splitlines(keepends=True)[1:], 2):
+    for number, line in enumerate(lines, 2):
         try:
-            values = zip(COLUMNS, next(csv.reader([line])), strict=True)
-            row = {name: NUMBERS.get(name, str)(value) if value else None for name, value in values}
-            if (
-                row["fault"] not in KINDS
-                or None in (row["run"], row["n"], row["correct"], row["top5"])
-                or to_line(row) != line
-            ):
-                raise ValueError
-            rows.append(row)
-        except (ValueError, csv.Error, StopIteration):
-            damaged.append(number)
+            if not line.endswith("\n"):
+                raise ValueError("cut short")
+            values = dict(zip(columns, next(csv.reader([line], delimiter=delimiter)), strict=True))
+            rows.append(_checked({name: _number(name, values.get(name, "")) for name in COLUMNS}))
+        except (ValueError, TypeError, KeyError, csv.Error, StopIteration):
+            damaged.append((number, line.rstrip("\r\n")))
     return rows, damaged
+
+
+def _number(name, text):
+    """What a cell of the file says: None, a string, or for the columns in NUMBERS a number."""
+    if text == "" or name not in NUMBERS:
+        return text or None
+    value = float(text.replace(",", ".") if "." not in text else text)
+    if not math.isfinite(value) or (NUMBERS[name] is int and value != int(value)):
+        raise ValueError
+    return NUMBERS[name](text) if NUMBERS[name] is int and text.lstrip("-").isdigit() else NUMBERS[name](value)
+
+
+def _checked(row):
+    """The row. ValueError, TypeError or KeyError if its values do not fit each other."""
+    n, correct, correct5 = row["n"], row["correct"], row["correct5"]
+    sound = (
+        row["fault"] in KINDS
+        and row["run"] >= 0
+        and (row["bit"] is None) == (row["fault"] not in IMAGE_KINDS)
+        and (row["bit"] is None or 0 <= row["bit"] <= MSB)
+        and (row["source"] is None or 0 <= row["source"] <= MSB)
+        and (row["repair"] is None or row["repair"] in REPAIRS)
+        and (row["level"] is None) == (row["fault"] == "none")
+        and 0 <= correct <= correct5 <= n
+        and abs(row["top1"] - 100 * correct / n) < 1e-3
+        and abs(row["top5"] - 100 * correct5 / n) < 1e-3
+        and all(row[name] is not None for name in (*SAME, "run_seed", "loss"))
+    )
+    if not sound:
+        raise ValueError
+    return row
 
 
 def write_rows(path, rows):

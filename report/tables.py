@@ -1,5 +1,6 @@
 """tables.md: the figures of a sweep as Markdown tables, laid out as the original's."""
 
+import re
 from collections import Counter
 from typing import NamedTuple
 
@@ -73,14 +74,9 @@ def _bit_label(fault):
     return f"bit {fault.bit}"
 
 
-def _rank(repair):
-    """Where a repair stands in faults.REPAIRS; before them no repair, after them one that is no longer there."""
-    return [None, *REPAIRS].index(repair) if repair in (None, *REPAIRS) else len(REPAIRS) + 1
-
-
 def _place(fault):
     """Where a fault stands in a table: repairs in the order of faults.REPAIRS."""
-    return _rank(fault.repair), KINDS.index(fault.kind), -(fault.source or 0), order(fault)
+    return [None, *REPAIRS].index(fault.repair), KINDS.index(fault.kind), -(fault.source or 0), order(fault)
 
 
 def _table(title, corner, faults, row_label, field, figure="mean"):
@@ -204,4 +200,12 @@ def markdown(name, rows, others):
     else:
         for other, its in others.items():
             lines += [f"## {name} / {other} (difference)\n", *_markdown(summaries, its)]
+    if others:
+        lines.append(f"<!-- compared with: {' '.join(others)} -->\n")
     return "\n".join(lines)
+
+
+def compared_names(text):
+    """The names of the sessions that a tables.md compares its own with."""
+    found = re.search(r"^<!-- compared with: (.*) -->$", text, re.M)
+    return found[1].split() if found else []

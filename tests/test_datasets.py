@@ -246,6 +246,70 @@ def test_tiny_imagenet_bad_input(tiny, tmp_path):
         tiny_imagenet.read(tiny, True, 1)
 
 
+@pytest.mark.filterwarnings("ignore:'mode' parameter is deprecated")
+def test_tiny_imagenet_in_other_layouts(tiny, tmp_path, monkeypatch, capsys):
+    """Images in the class folders themselves, files of macOS beside them, all in a folder of the same name."""
+    expected, _ = tiny_imagenet.read(tiny, False, 1)
+    assert capsys.readouterr().err.splitlines() == [
+        f"warning: {tiny / 'val'} holds 200 images instead of 10,000: n00000000 has 1 of 50, "
+        "and 199 more classes too few"
+    ]
+    for wnid in (tiny / "val").iterdir():
+        (wnid / "images" / "val_0.JPEG").rename(wnid / "val_0.JPEG")
+        (wnid / "images").rmdir()
+        (wnid / "._val_0.JPEG").write_text("junk")
+    (tiny / "val" / ".DS_Store").write_text("junk")
+    outer = tmp_path / "tiny-imagenet-200"
+    (outer / outer.name).mkdir(parents=True)
+    for split in ("train", "val"):
+        (tiny / split).rename(outer / outer.name / split)
+    assert np.array_equal(tiny_imagenet.read(outer, False, 1)[0], expected)
+
+
+def test_a_folder_that_cannot_be_written_costs_time_only(tmp_path, monkeypatch, capsys):
+    for split in ("train", "test"):
+        for name in ("a", "b"):
+            (tmp_path / split / name).mkdir(parents=True)
+            Image.new("RGB", (32, 32), (1, 2, 3)).save(tmp_path / split / name / "0.png")
+
+    def read_only(self, *args, **kwargs):
+        raise OSError(30, "Read-only file system", str(self))
+
+    monkeypatch.setattr(folders, "open", lambda path, mode: read_only(path), raising=False)
+    monkeypatch.setattr("pathlib.Path.unlink", read_only)
+    images, labels = folders.read(tmp_path, True, 1)
+    assert images.shape == (2, 32, 32, 3) and labels.tolist() == [0, 1]
+    assert "cannot be written (Read-only file system): the images will be decoded again" in capsys.readouterr().out
+
+
+def test_a_missing_batch_is_not_downloaded_over_the_others(tmp_path, monkeypatch):
+    folder = write_cifar10(tmp_path)
+    (folder / "data_batch_3").unlink()
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    monkeypatch.setattr(torchvision_datasets.cifar, "download_and_extract_archive", None)  # must not be called
+    with pytest.raises(UserError, match=r"data_batch_3 is missing beside other files"):
+        CIFAR10(tmp_path, download=True)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_files_that_other_programs_write(tmp_path, monkeypatch):
+    """Keys and class names as bytes, labels as a NumPy array; and a ~ in the path."""
+    folder = write_cifar10(tmp_path)
+    expected = CIFAR10(tmp_path)
+    for path in folder.iterdir():
+        entry = pickle.loads(path.read_bytes())
+        if "labels" in entry:
+            entry["labels"] = np.array(entry["labels"])
+        else:
+            entry["label_names"] = [name.encode() for name in entry["label_names"]]
+        path.write_bytes(pickle.dumps({key.encode(): value for key, value in entry.items()}))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for found in (CIFAR10("~"), CIFAR10(tmp_path)):
+        assert np.array_equal(found.data, expected.data) and found.targets == expected.targets
+        assert found.classes == expected.classes and all(type(label) is int for label in found.targets)
+    assert torch.equal(read_images("cifar10", "~", True)[1], torch.tensor(expected.targets))
+
+
 def numbered(count, size=8):
     """Images whose first channel holds their number, and columns and rows in the others: where a pixel came from."""
     images = torch.zeros(count, 3, size, size, dtype=torch.uint8)

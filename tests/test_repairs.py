@@ -249,23 +249,56 @@ def test_total_variation_is_worked_out_once(monkeypatch):
     assert torch.equal(mend("variation", images, 6), first)
 
 
-def test_what_was_learned_is_kept_on_disk(tmp_path):
+def test_what_was_learned_is_kept_on_disk(tmp_path, monkeypatch):
     write_cifar10(tmp_path)
     images, _ = read_images("cifar10", ".", train=False)
     fault = fault_of("table", 6, -1)
     state = state_of(fault, "cifar10", ".")
-    path = learned.FOLDER / "cifar10_table_6.pt"
-    assert torch.equal(torch.load(path), learn_table(read_images("cifar10", ".", train=True)[0], 6))
+    (path,) = learned.FOLDER.glob("cifar10_table_6_*.pt")
+    assert torch.equal(state, learn_table(read_images("cifar10", ".", train=True)[0], 6))
     mended = with_fault(images, fault, 3, state)
     dataset = CIFAR10(".", mem_fault="table", train=False, faulty_bit=6, seed=3)
     assert torch.equal((dataset[2][0] * 255).round().to(torch.uint8), mended[2])
 
-    table = torch.ones(3, 256, dtype=torch.uint8)
-    torch.save(table, path)  # it is the file that counts, and no image is read again
-    assert torch.equal(learned_state("table", 6, "cifar10", None), table)
-    torch.save({"weight": table}, learned.FOLDER / "cifar10_learned_6.pt")
-    assert torch.equal(learned_state("learned_mean", 6, "cifar10", None)["weight"], table)  # one fit for both
-    path.write_bytes(b"cut")
-    with pytest.raises(UserError, match="delete it, and it is learned anew"):
-        state_of(fault, "cifar10", ".")
+    written = path.read_bytes()
+    monkeypatch.setattr(pixels, "learn_table", None)  # it is not learned again
+    assert torch.equal(state_of(fault, "cifar10", "."), state) and path.read_bytes() == written
     assert state_of(fault_of("left", 6, -1), "cifar10", ".") is None
+    for damage in (b"cut", b"", written[:-2000] + b"x" + written[-1999:]):
+        path.write_bytes(damage)
+        with pytest.raises(UserError, match="delete it, and it is learned anew"):
+            state_of(fault, "cifar10", ".")
+
+
+def test_other_images_are_learned_from_anew(tmp_path):
+    write_cifar10(tmp_path)
+    (tmp_path / "other").mkdir()
+    write_cifar10(tmp_path / "other", rows=9)
+    fault = fault_of("table", 6, -1)
+    for data in (".", "other"):
+        expected = learn_table(read_images("cifar10", data, train=True)[0], 6)
+        assert torch.equal(state_of(fault, "cifar10", data), expected)
+    assert len(list(learned.FOLDER.iterdir())) == 2
+
+
+def test_repairs_share_what_they_learn(monkeypatch):
+    """learned_mean takes what learned has learned, and code that learns otherwise learns anew."""
+    calls = []
+
+    def learn(images, bit):
+        calls.append(bit)
+        return {"weight": images[0, 0] + 1}
+
+    def learn_otherwise(images, bit):
+        return {"weight": images[0, 0] + 2}
+
+    def use(function):
+        for name in ("learned", "learned_mean"):
+            monkeypatch.setitem(REPAIRS, name, REPAIRS[name]._replace(learn=function))
+
+    use(learn)
+    images = pictures()
+    found = [learned_state(name, 6, "mine", "digest", lambda: images) for name in ("learned_mean", "learned")]
+    assert calls == [6] and all(torch.equal(state["weight"], images[0, 0] + 1) for state in found)
+    use(learn_otherwise)
+    assert torch.equal(learned_state("learned", 6, "mine", "digest", lambda: images)["weight"], images[0, 0] + 2)

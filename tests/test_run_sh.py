@@ -63,6 +63,52 @@ def test_environment_is_made_once_and_again_when_the_requirements_change(project
     assert [installs(), installs()] == [1, 0]
 
 
+def test_an_environment_of_someone_else_is_left_alone(project):
+    (project / ".venv" / "requirements.installed").unlink()
+    code, out, err = call(project, "test")
+    assert code == 1 and out == ""
+    assert err == "error: .venv was not made by run.sh: move it away and run this again\n"
+    assert (project / ".venv" / "bin" / "python").exists()
+
+
+def test_cdpath_does_not_lead_elsewhere(project, tmp_path):
+    """A folder of the same name where CDPATH looks first."""
+    (project / ".venv" / "bin" / "python").write_text("#!/bin/sh\npwd\n")
+    other = tmp_path / "elsewhere" / project.name
+    shutil.copytree(project, other)
+    result = subprocess.run(
+        [f"{project.name}/run.sh", "test"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={"CDPATH": str(other.parent), "PATH": "/usr/bin:/bin"},
+    )
+    assert set(result.stdout.splitlines()) == {str(project)}, result.stderr
+
+
+def test_which_words_an_evaluation_gets(project, tmp_path):
+    """After a training those that it heeds; without one all, so that a wrong one is complained of."""
+    log = tmp_path / "log"
+    launcher = project / ".venv" / "bin" / "python"
+    launcher.write_text(
+        f'#!/bin/sh\necho "$@" >> "{log}"\nfor word; do :; done\n'
+        """case "$*" in *--result*) echo '{"setting": "x", "top1": 1.0}' > "$word" ;; esac\n"""
+        f'case "$1" in -c) exec "{sys.executable}" "$@" ;; esac\n'
+    )
+    words = ["--epochs", "2", "--faulty_bit", "5", "--resume", "--neighbor_offset", "-3", "--lr=0.1", "--no-fold"]
+    edit(project, "run.sh", "SWEEP:-1", "SWEEP:-0")
+    assert call(project, "demo", *words)[0] == 0
+    train, *evaluations = [line for line in log.read_text().splitlines() if line.startswith("train_smaller.py")]
+    assert all(word in train.split() for word in words)
+    assert len(evaluations) == 4
+    for line in evaluations:
+        assert " --faulty_bit 5 --neighbor_offset -3 --no-fold --mem_fault " in line
+    log.unlink()
+    edit(project, "run.sh", "TRAIN:-1", "TRAIN:-0")
+    assert call(project, "demo", *words)[0] == 0
+    assert all(" ".join(words) in line for line in log.read_text().splitlines() if line.startswith("train_smaller.py"))
+
+
 def edit(project, file, old, new):
     text = (project / file).read_text()
     assert old in text

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import pickle
 import re
 import shutil
 import statistics
@@ -18,12 +19,14 @@ from made import save_checkpoint, trained_net, write_cifar10
 from matplotlib import image as png
 from matplotlib import pyplot as plt
 
+import engine
 import faults
 import plot
 import repairs
 import report
 import sweep
 from CIFARDataset import CIFAR10
+from common import locked
 from engine import Score, checkpoints
 from faults import NO_FAULT, Fault
 from models import TOPOLOGIES, Topology
@@ -266,6 +269,7 @@ def test_interrupted_and_continued_equals_uninterrupted(ready, call, monkeypatch
     status, out, err = call(*FEW)
     assert status == 0, err
     assert "line 3, 6, 21 cut short or damaged" in out and "other 17 rows stay" in out
+    assert len(path.with_name("sweep.csv.damaged").read_text().splitlines()) == 3
     assert "29 of 46 cells to measure" in out
     assert contents() == whole
 
@@ -276,6 +280,132 @@ def test_interrupted_and_continued_equals_uninterrupted(ready, call, monkeypatch
     for start in (b"", report.rows.HEADER.encode()[:7]):  # a crash right at its beginning
         path.write_bytes(start)
         assert call(*FEW)[0] == 0 and contents() == whole
+
+
+def test_a_row_knows_what_made_it(ready, call, monkeypatch):
+    """Another code of a repair, or other training images, and what was measured with it is measured anew."""
+    few = ["--data", ".", "--bits", "6", "--repair", "midpoint", "table", "left", "--runs", "1"]
+    assert "7 of 7 cells to measure" in call(*few)[1]
+    assert "0 of 7 cells to measure" in call(*few)[1]
+    before = {row["repair"]: row for row in csv_rows()}
+
+    def midpoint(images, bit):
+        return images
+
+    monkeypatch.setitem(repairs.REPAIRS, "midpoint", repairs.REPAIRS["midpoint"]._replace(mend=midpoint))
+    status, out, err = call(*few)
+    assert status == 0, err
+    assert "1 rows were made by another code" in out and "1 of 7 cells to measure" in out
+    after = {row["repair"]: row for row in csv_rows()}
+    assert {name for name in after if after[name] != before[name]} == {"midpoint"}
+    monkeypatch.setattr(repairs.pixels, "GREY", 100)
+    assert "1 rows were made by another code" in call(*few)[1]  # the constant is in `left` alone
+
+    path = Path("cifar-10-batches-py/data_batch_1")
+    entry = pickle.loads(path.read_bytes())
+    path.write_bytes(pickle.dumps({**entry, "data": 255 - entry["data"]}))
+    engine.batches.training_digest.cache_clear()  # another process would not have it
+    out = call(*few)[1]
+    assert "1 rows were made by another code" in out and "1 of 7 cells to measure" in out  # `table` alone learns
+
+
+def test_a_file_from_before_rows_knew_what_made_them(ready, call):
+    few = ["--data", ".", "--bits", "6", "--repair", "midpoint", "--runs", "1"]
+    call(*few)
+    path = FOLDER / "sweep.csv"
+    with open(path, newline="") as file:
+        lines = list(csv.reader(file))
+    place = lines[0].index("made_by")
+    with open(path, "w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(line[:place] + line[place + 1 :] for line in lines)
+    status, out, err = call(*few)
+    assert status == 0 and "0 of 5 cells to measure" in out, err
+
+
+def test_a_file_that_a_spreadsheet_has_saved(ready, call):
+    few = ["--data", ".", "--bits", "6", "--repair", "midpoint", "--sigma", "0.3", "--runs", "2"]
+    call(*few)
+    path = FOLDER / "sweep.csv"
+    rows, whole = csv_rows(), path.read_bytes()
+    expected = report.rows.read_rows(path)
+
+    def spell(text, comma):
+        text = re.sub(r"^(-?\d+)\.0$", r"\1", text)  # 85.0 as 85
+        return text.replace(".", ",") if comma and text.replace(".", "", 1).replace("-", "", 1).isdigit() else text
+
+    for delimiter, comma, end in ((",", False, "\r\n"), (";", True, "\r\n"), (",", True, "\n")):
+        with open(path, "w", newline="", encoding="utf-8-sig") as file:
+            writer = csv.writer(file, delimiter=delimiter, lineterminator=end, quoting=csv.QUOTE_ALL)
+            writer.writerow(rows[0])
+            writer.writerows([spell(text, comma) for text in row.values()] for row in rows)
+        assert report.rows.read_rows(path) == expected
+        status, out, err = call(*few, "--flip", "0.01")
+        assert status == 0 and " 2 of " in out, err
+        path.write_bytes(whole)
+
+
+@pytest.mark.parametrize(
+    "column,value",
+    [
+        ("correct", "21"),
+        ("bit", "9"),
+        ("repair", "prayer"),
+        ("fault", "curse"),
+        ("top1", "101"),
+        ("n", "nan"),
+        ("run", ""),
+    ],
+)
+def test_a_row_that_cannot_be_is_moved_away(ready, call, column, value):
+    few = ["--data", ".", "--bits", "6", "--repair", "midpoint", "--runs", "1"]
+    call(*few)
+    path, rows = FOLDER / "sweep.csv", csv_rows()
+    whole = path.read_bytes()
+    rows[-1][column] = value
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    status, out, err = call(*few)
+    assert status == 0 and f"line {len(rows) + 1} cut short or damaged: moved to sweep.csv.damaged" in out, err
+    assert path.with_name("sweep.csv.damaged").read_text() == ",".join(rows[-1].values()) + "\n"
+    assert path.read_bytes() == whole
+
+
+def test_one_sweep_of_a_folder_at_a_time(ready, call):
+    with locked(FOLDER, "it"):
+        status, _, err = call("--data", ".", "--bits", "6", "--runs", "1")
+    assert status == 1 and f"{FOLDER} is being written by process {os.getpid()}" in err
+
+
+def test_nothing_new_is_not_written_and_comparisons_stay(ready, call):
+    few = ["--data", ".", "--bits", "6", "--repair", "midpoint", "--flip", "0.02", "--runs", "1"]
+    both = ["--sess", "cifar10_smaller", "cifar10_smaller_wsconv"]
+    call(*both, *few)
+    section = (FOLDER / "tables.md").read_text().split("## ")[1]
+    times = {path: path.stat().st_mtime_ns for path in FOLDER.iterdir()}
+    assert "nothing new" in call(*few)[1]
+    assert {path: path.stat().st_mtime_ns for path in FOLDER.iterdir()} == times
+    call(*few, "--bits", "5")  # adds a bit; the other net has none
+    text = (FOLDER / "tables.md").read_text()
+    assert "cifar10_smaller_11111 / cifar10_smaller_wsconv_11111" in text.split("## ")[1]
+    assert [line for line in section.splitlines() if "Weight" in line] == [
+        line for line in text.split("## ")[1].splitlines() if "Weight" in line
+    ]
+
+
+def test_what_is_named_is_all_that_is_measured(monkeypatch):
+    def wanted(*words):
+        monkeypatch.setattr(sys, "argv", ["sweep.py", *words])
+        return set(sweep.wanted_faults(sweep.parse())) - {NO_FAULT}
+
+    assert wanted("--repair", "median") == {Fault("random", bit, "median", None, 1.0) for bit in range(8)}
+    assert {fault.bit for fault in wanted("--bits", "6", "5", "--runs", "3")} == {6, 5}
+    assert {fault.kind for fault in wanted("--bits", "6")} == {"random", "stuck_at_0", "stuck_at_1"}
+    assert {fault.level for fault in wanted("--rate", "0.1")} == {0.1}
+    assert {fault.kind for fault in wanted("--sigma", "0.1")} == {"noise", "noise_relative"}
+    assert {(fault.kind, fault.level) for fault in wanted("--flip", "0.1")} == {("flips", 0.1)}
+    assert wanted("--runs", "1") > wanted("--bits", *"76543210", "--runs", "1")
 
 
 def parse_tables(text):
@@ -625,7 +755,7 @@ def test_bad_input_gets_one_line(ready, call, words, complaint):
     Path("taken").write_text("a file")
     source = checkpoints.path_of("cifar10_smaller", 11111)
     state = torch.load(source, weights_only=True)
-    del state["options"]
+    del state["options"], state["sha256"]
     torch.save(state, checkpoints.path_of("tiny_imagenet_smaller", 11111))
     status, _, err = call("--data", ".", *words) if "--data" not in words else call(*words)
     assert status == 1

@@ -18,6 +18,7 @@ import torch
 from made import trained_net, write_cifar10
 
 import train_smaller
+from common import locked
 from datasets import read_images
 from engine import EvalBatches, TrainBatches, checkpoints, evaluate, score, to_score
 from faults import NO_FAULT
@@ -97,6 +98,7 @@ TIMES = ("images_per_s", "seconds")
 
 def timeless(path):
     state = torch.load(path, weights_only=True)
+    del state["sha256"]  # which covers the times
     state["log"] = [{key: value for key, value in row.items() if key not in TIMES} for row in state["log"]]
     return state
 
@@ -520,6 +522,18 @@ def test_an_originals_name_says_what_it_is(data):
         ("--sess old_wsconv --train --resume", "is from when weight standardisation replaced the latent weights"),
         ("--train --pad 1", "argument --pad: invalid choice: 1"),
         ("--sess good --pad -1", "--pad is for --train"),
+        ("--sess good --resume", "--resume is for --train"),
+        ("--sess good --lr 0.1", "--lr is for --train"),
+        ("--sess good --epochs 3", "--epochs is for --train"),
+        ("--sess good --no-amsgrad", "--amsgrad is for --train"),
+        ("--sess good --mem_fault=", "mem_fault '' is unknown"),
+        ("--sess good --holdout 10", "was trained with --holdout 0: of the images that --holdout 10 tests on"),
+        ("--train --mem_fault=", "mem_fault '' is unknown"),
+        ("--sess good --noise 1e308", "--noise: 1e308 is out of range"),
+        ("--train --init 1e308", "--init: 1e308 is out of range"),
+        ("--train --padding 1e20", "--padding: '1e20' is not a whole number"),
+        ("--train --padding 99999999", "--padding: 99999999 is out of range"),
+        ("--train --sess " + 230 * "a", "cannot be written (File name too long)"),
         ("--sess good --wsconv --export_finn", "--export_finn writes the net as it was trained"),
         ("--sess good --train --resume --lr 0.5", "trained with lr 0.01, not 0.5"),
         ("--sess good --mem_fault repaired_s --faulty_bit 7", "cannot repair bit 7"),
@@ -538,6 +552,59 @@ def test_bad_input_gets_one_line(data, complain, words, complaint):
     other = CNV(TOPOLOGIES["tiny_imagenet_smaller"], 200)
     torch.save({"net": other.state_dict(), "acc": 1.0, "epoch": 1}, checkpoints.path_of("other", 11111))
     assert complaint in complain("--data", ".", *words.split())
+
+
+def test_training_stops_where_the_loss_is_not_finite(data, succeed, complain, monkeypatch):
+    succeed(*TRAIN, "--epochs", "1")
+    state = torch.load(CHECKPOINT)
+    state["options"] |= {"epochs": 3}
+    state["net"]["linear_features.4.weight"] *= 1e38  # the logits' gain: their squares are beyond float32
+    state["net"]["linear_features.4.bias"] *= 0
+    checkpoints.save(CHECKPOINT, state)
+    seen, step = [], train_smaller.Training
+
+    def watched(**parts):
+        compute_loss = parts["compute_loss"]
+        parts["compute_loss"] = lambda logits, labels: seen.append(0) or compute_loss(logits * 1e38, labels)
+        return step(**parts)
+
+    monkeypatch.setattr(train_smaller, "Training", watched)
+    monkeypatch.setattr("engine.training.CHECK", 2)
+    complaint = complain(*TRAIN, "--resume")
+    assert "the loss became" in complaint and complaint.endswith(f"{CHECKPOINT} holds epoch 1")
+    assert len(seen) == 2  # of seven steps in the epoch
+    assert torch.load(CHECKPOINT)["epoch"] == 1
+
+
+def test_weights_that_are_not_finite_are_not_saved(data, complain):
+    complaint = complain(*TRAIN, "--lr", "1e38")
+    assert "holds numbers that are infinite or not numbers" in complaint and "no epoch was finished" in complaint
+    assert not CHECKPOINT.exists()
+
+
+def test_resuming_wants_the_same_images(data, tmp_path, succeed, complain):
+    succeed(*TRAIN, "--epochs", "1")
+    state = torch.load(CHECKPOINT)
+    state["options"] |= {"epochs": 2}
+    checkpoints.save(CHECKPOINT, {**state, "threads": state["threads"] + 1})
+    (tmp_path / "other").mkdir()
+    write_cifar10(tmp_path / "other", rows=21)
+    assert "was trained on other images" in complain("--train", "--resume", "--no-compile", "--data", "other")
+    lines = succeed("--train", "--resume", "--no-compile", "--data", ".")
+    assert (
+        lines[0].startswith("warning: ") and f"with {state['threads'] + 1} threads, now {state['threads']}" in lines[0]
+    )
+
+
+def test_ranks_count_where_there_are_several(data, succeed, monkeypatch):
+    monkeypatch.setenv("RANK", "3")  # left over in the shell
+    succeed(*TRAIN, "--epochs", "1")
+    assert succeed("--data", ".")[-1].startswith("Avg. acc.: ")
+
+
+def test_one_training_of_a_session_at_a_time(data, complain):
+    with locked(CHECKPOINT, "it"):
+        assert f"{CHECKPOINT} is being written by process {os.getpid()}" in complain(*TRAIN)
 
 
 def test_learning_rate_schedules():

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 import trans
-from common import UserError
+from common import UserError, locked
 
 WNIDS = {f"val_{i}.JPEG": f"n0000000{i % 3}" for i in range(7)}
 
@@ -165,3 +165,71 @@ def test_images_in_two_places_or_a_wrong_one(folder, monkeypatch, place, word):
     with pytest.raises(UserError, match=word):
         trans.main()
     assert files(folder) == before
+
+
+def test_what_systems_leave_behind_is_skipped(folder, root):
+    """Files of macOS and Windows, a byte order mark, and images that lie in class folders inside val/images."""
+    flat = folder / "val" / "images"
+    for name in (".DS_Store", "._val_0.JPEG", "Thumbs.db"):
+        (flat / name).write_text("junk")
+    (flat / "n00000001" / "images").mkdir(parents=True)
+    (flat / "val_1.JPEG").rename(flat / "n00000001" / "val_1.JPEG")
+    (flat / "val_4.JPEG").rename(flat / "n00000001" / "images" / "val_4.JPEG")
+    annotations = folder / "val" / "val_annotations.txt"
+    annotations.write_bytes(b"\xef\xbb\xbf" + annotations.read_bytes())
+    code, out, err = call(root, folder)
+    assert (code, err) == (0, "") and "7 moved now" in out
+    assert {path.name for path in folder.glob("val/*/images/*")} == set(WNIDS)
+    assert not flat.exists()
+
+
+def test_images_in_class_folders_themselves_stay(folder, root):
+    for name, wnid in WNIDS.items():
+        (folder / "val" / wnid).mkdir(exist_ok=True)
+        (folder / "val" / "images" / name).rename(folder / "val" / wnid / name)
+    code, out, err = call(root, folder)
+    assert (code, err) == (0, "") and "0 moved now, 7 in place before" in out
+
+
+@pytest.mark.parametrize("given", [".", "tiny-imagenet-200/", "tiny-imagenet-200.zip", "outer"])
+def test_where_it_lies_is_understood(folder, root, given):
+    os.chdir(folder.parent)
+    if given == ".":
+        os.chdir(folder)
+    elif given == "outer":  # a folder in a folder of the same name
+        folder.rename("inner")
+        folder.mkdir()
+        os.rename("inner", folder / folder.name)
+        given, folder = folder.name, folder / folder.name
+    elif given.endswith(".zip"):
+        shutil.make_archive(str(folder), "zip", folder.parent, folder.name)
+        shutil.rmtree(folder)
+        folder.mkdir()  # an empty folder beside it
+    code, out, err = call(root, given)
+    assert (code, err) == (0, "") and "7 moved now" in out
+    assert {path.name for path in folder.glob("val/*/images/*")} == set(WNIDS)
+
+
+def test_a_zip_of_something_else_leaves_nothing(tmp_path, root):
+    (tmp_path / "else").mkdir()
+    (tmp_path / "else" / "file").write_text("text")
+    shutil.make_archive(str(tmp_path / "tiny"), "zip", tmp_path, "else")
+    code, _, err = call(root, tmp_path / "tiny")
+    assert code == 1 and "holds no folder tiny-imagenet-200" in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["else", "tiny.zip"]
+
+
+def test_one_at_a_time(folder, root):
+    with locked(folder, "it"):
+        code, out, err = call(root, folder)
+    assert (code, out) == (1, "") and "is being written by process" in err and err.count("\n") == 1
+
+
+def test_a_terminal_that_cannot_show_every_sign(folder, root):
+    shutil.make_archive(str(folder), "zip", folder.parent, folder.name)
+    shutil.rmtree(folder)
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    result = subprocess.run(
+        [sys.executable, root / "trans.py", folder], capture_output=True, text=True, env=environment
+    )
+    assert result.returncode == 0 and "files ?" in result.stdout, result.stderr

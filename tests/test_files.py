@@ -1,0 +1,158 @@
+"""Files written whole, kept, and locked; digests of content and of code."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from common import UserError, check_writable, code_digest, content_digest, keep_old, locked, write_text, written_whole
+
+
+def gone_process():
+    """The number of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_whole_or_not_at_all():
+    path = Path("folder/file")
+    write_text(path, "first")
+    with pytest.raises(RuntimeError), written_whole(path) as partial:
+        partial.write_text("half of the sec")
+        raise RuntimeError
+    assert path.read_text() == "first" and os.listdir("folder") == ["file"]
+    with written_whole(Path("folder/inner")) as partial:
+        partial.mkdir()
+        (partial / "a").write_text("a")
+    assert (Path("folder/inner") / "a").read_text() == "a"
+
+
+def test_what_killed_processes_leave_is_removed():
+    path = Path("file")
+    left, others = Path(f".file.{gone_process()}.partial"), Path(f".file.{os.getppid()}.partial")
+    for each in (left, others):
+        each.write_text("half")
+    Path(".another.1.partial").write_text("not of this file")
+    write_text(path, "whole")
+    assert not left.exists() and others.exists() and Path(".another.1.partial").exists()
+
+
+@pytest.mark.parametrize("place", ["taken/file", "a" * 250])
+def test_a_place_that_cannot_be_written(place):
+    Path("taken").write_text("a file")
+    for attempt in (lambda path: write_text(path, "text"), check_writable):
+        with pytest.raises(UserError, match="cannot be written"):
+            attempt(Path(place))
+
+
+def test_a_full_disk(monkeypatch):
+    def full(self, text, encoding):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(UserError, match=r"^file cannot be written \(No space left on device\)$"):
+        write_text(Path("file"), "text")
+    assert os.listdir() == []
+
+
+def test_writable_leaves_no_trace():
+    Path("file").write_text("old")
+    check_writable(Path("file"))
+    check_writable(Path("new"))
+    assert os.listdir() == ["file"] and Path("file").read_text() == "old"
+
+
+def test_old_ones_are_numbered():
+    for text in ("a", "b", "c"):
+        write_text(Path("net.pth"), text)
+        keep_old(Path("net.pth"))
+    assert {path.name: path.read_text() for path in Path().iterdir()} == {
+        "net.pth.old": "c",
+        "net.pth.old2": "b",
+        "net.pth.old3": "a",
+    }
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from common import locked
+with locked(Path("net.pth"), "net.pth"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_one_at_a_time(root):
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(root)},
+    )
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(UserError, match=rf"^net\.pth is being written by process {holder.pid} on "):
+        with locked(Path("net.pth"), "net.pth"):
+            pass
+    holder.kill()  # the lock goes with the process
+    holder.wait()
+    with locked(Path("net.pth"), "net.pth"):
+        assert os.listdir() == [".net.pth.lock"]
+    assert os.listdir() == []
+
+
+def test_content_digest_sees_every_bit():
+    content = {"net": {"weight": torch.arange(6.0).view(2, 3)}, "acc": 1.5, "log": [{"epoch": 1}], "name": "a"}
+    digest = content_digest(content)
+    assert digest == content_digest({**content, "net": {"weight": torch.arange(6.0).view(2, 3)}})
+    other = torch.arange(6.0).view(2, 3)
+    other.view(torch.int32)[1, 2] ^= 1
+    for change in (
+        {"net": {"weight": other}},
+        {"net": {"weight": torch.arange(6.0).view(3, 2)}},
+        {"net": {"weight": torch.arange(6.0).double().view(2, 3)}},
+        {"acc": 1.25},
+        {"log": [{"epoch": 2}]},
+        {"name": "b"},
+    ):
+        assert content_digest({**content, **change}) != digest
+
+
+MODULE = """
+import math
+STEPS = {steps}
+
+def inner(x):
+    {doc}
+    return x {operator} STEPS * math.pi
+
+
+class Unused:
+    pass
+
+
+def outer(x):
+    return inner(x)
+"""
+
+
+def test_code_digest_sees_what_a_function_does(monkeypatch, tmp_path):
+    def digest(number, **parts):
+        path = tmp_path / f"{number}.py"
+        path.write_text(MODULE.format(**parts))
+        spec = importlib.util.spec_from_file_location("its_module", path)
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, "its_module", module)
+        spec.loader.exec_module(module)
+        return code_digest(module.outer)
+
+    same = digest(1, steps=3, doc='"""What it does."""', operator="+")
+    assert digest(2, steps=3, doc="# another comment", operator="+") == same
+    assert digest(3, steps=4, doc="# another comment", operator="+") != same  # a constant
+    assert digest(4, steps=3, doc="# another comment", operator="-") != same  # a function that it calls
