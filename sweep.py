@@ -262,7 +262,7 @@ class Session:
                 "learned from other images: they are measured anew if they are asked for"
             )
         self.changed = bool(damaged) or len(own) < len(rows)
-        if self.changed or not self.csv.exists():
+        if self.changed or not own:  # an empty one may lack its header
             write_rows(self.csv, own)
 
     def is_current(self, row):

@@ -127,7 +127,7 @@ def locked(path, what):
         holder = file.read_text("utf-8", "replace").strip() or "another process"
         raise UserError(f"{what} is being written by {holder}: wait for it, or stop it") from None
     except OSError as error:
-        raise UserError(f"{file} cannot be written ({error.strerror})") from None
+        raise UserError(f"{path} cannot be written ({error.strerror})") from None
     try:
         yield
     finally:

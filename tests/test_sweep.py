@@ -269,7 +269,9 @@ def test_interrupted_and_continued_equals_uninterrupted(ready, call, monkeypatch
     status, out, err = call(*FEW)
     assert status == 0, err
     assert "line 3, 6, 21 cut short or damaged" in out and "other 17 rows stay" in out
-    assert len(path.with_name("sweep.csv.damaged").read_text().splitlines()) == 3
+    away = path.with_name("sweep.csv.damaged")
+    assert len(away.read_text().splitlines()) == 3
+    away.unlink()
     assert "29 of 46 cells to measure" in out
     assert contents() == whole
 
@@ -382,16 +384,14 @@ def test_nothing_new_is_not_written_and_comparisons_stay(ready, call):
     few = ["--data", ".", "--bits", "6", "--repair", "midpoint", "--flip", "0.02", "--runs", "1"]
     both = ["--sess", "cifar10_smaller", "cifar10_smaller_wsconv"]
     call(*both, *few)
-    section = (FOLDER / "tables.md").read_text().split("## ")[1]
+    section = re.split("^## ", (FOLDER / "tables.md").read_text(), flags=re.M)[1]
     times = {path: path.stat().st_mtime_ns for path in FOLDER.iterdir()}
     assert "nothing new" in call(*few)[1]
     assert {path: path.stat().st_mtime_ns for path in FOLDER.iterdir()} == times
     call(*few, "--bits", "5")  # adds a bit; the other net has none
-    text = (FOLDER / "tables.md").read_text()
-    assert "cifar10_smaller_11111 / cifar10_smaller_wsconv_11111" in text.split("## ")[1]
-    assert [line for line in section.splitlines() if "Weight" in line] == [
-        line for line in text.split("## ")[1].splitlines() if "Weight" in line
-    ]
+    again = re.split("^## ", (FOLDER / "tables.md").read_text(), flags=re.M)[1]
+    assert again.startswith("cifar10_smaller_11111 / cifar10_smaller_wsconv_11111")
+    assert again.split("### ")[-1] == section.split("### ")[-1]  # weight bit errors
 
 
 def test_what_is_named_is_all_that_is_measured(monkeypatch):
@@ -807,6 +807,34 @@ def test_rows_of_another_checkpoint_are_not_mixed(ready, call):
     (FOLDER / "sweep.csv").write_text("a,b\n1,2\n")
     status, _, err = call(*FEW)
     assert status == 1 and "sweep.csv holds rows of another version" in err
+
+
+def test_plots_of_folders_of_the_same_name(ready, call, monkeypatch):
+    call("--data", ".", "--bits", "6", "--runs", "1")
+    for place in ("a", "b"):
+        shutil.copytree(FOLDER, Path(place) / "net_1")
+    path = Path("b/net_1/sweep.csv")
+    path.write_text(path.read_text().replace(",stuck_at_1,", ",stuck_at_0,", 1))
+    drawn = []
+    monkeypatch.setattr(plot, "write_plots", lambda folder, sessions: drawn.append((folder, sessions)))
+    assert call("a/net_1", "b/net_1", "a/net_1/", script=plot)[0] == 0
+    rows = {place: report.read_rows(Path(place) / "net_1" / "sweep.csv")[0] for place in ("a", "b")}
+    assert [list(sessions) for _, sessions in drawn] == [["a/net_1", "b/net_1"], ["b/net_1", "a/net_1"]]
+    for (folder, sessions), place in zip(drawn, "ab"):
+        assert folder == (Path(place) / "net_1").resolve() and sessions[f"{place}/net_1"] == rows[place]
+
+
+def test_a_notebooks_plotting_backend_does_not_matter(ready, root):
+    environment = {**os.environ, "MPLBACKEND": "module://not_there", "PYTHONPATH": str(root)}
+    result = subprocess.run(
+        [sys.executable, "-c", "import report.figures"], capture_output=True, text=True, env=environment
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_every_line_of_a_plot_has_a_style_of_its_own():
+    styles = [tuple(style.values()) for style, _ in zip(report.figures._styles(), range(60))]
+    assert len({style[:2] for style in styles}) == 60  # colour and marker
 
 
 def test_plots_without_a_sweep(call):

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections import OrderedDict
 from pathlib import Path
 
@@ -594,6 +595,38 @@ def test_resuming_wants_the_same_images(data, tmp_path, succeed, complain):
     assert (
         lines[0].startswith("warning: ") and f"with {state['threads'] + 1} threads, now {state['threads']}" in lines[0]
     )
+
+
+WORKER = """
+import sys, time
+sys.path.insert(0, {root!r})
+from engine import Processes
+print(__import__("os").getpid(), flush=True)
+Processes()
+time.sleep(200)
+"""
+
+
+def test_processes_end_with_torchrun(root, tmp_path):
+    Path("worker.py").write_text(WORKER.format(root=str(root)))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "worker.py"]
+    launcher = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    workers = [int(launcher.stdout.readline()) for _ in range(2)]
+    time.sleep(3)  # until both are in Processes()
+    launcher.kill()
+    launcher.wait()
+    for _ in range(50):
+        time.sleep(0.2)
+        if not any(running(worker) for worker in workers):
+            return
+    raise AssertionError("they go on alone")
+
+
+def running(process):
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def test_ranks_count_where_there_are_several(data, succeed, monkeypatch):
