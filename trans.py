@@ -39,13 +39,11 @@ def unzip(archive, folder):
 
 
 def locate(given):
-    """(folder of the data set, its archive). path: either of them, from the command line."""
+    """(folder of the data set, its archive). given: either of them, from the command line."""
     path = as_path(given).absolute() if as_path(given).name in ("", "..") else as_path(given)
     if path.suffix == ".zip":
         return path.with_suffix(""), path
-    if (
-        not (path / "val").is_dir() and (path / path.name / "val").is_dir()
-    ):  # some programs unzip a folder into a folder
+    if not (path / "val").is_dir() and (path / path.name / "val").is_dir():  # some programs unzip this way
         return path / path.name, path.with_name(f"{path.name}.zip")
     return path, path.with_name(f"{path.name}.zip")
 

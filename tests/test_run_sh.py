@@ -87,7 +87,7 @@ def test_cdpath_does_not_lead_elsewhere(project, tmp_path):
 
 
 def test_which_words_an_evaluation_gets(project, tmp_path):
-    """After a training, the words that an evaluation uses; without one, all words, so that a wrong one gives an error."""
+    """After a training, the words that an evaluation uses; without one, all words: a wrong one is an error."""
     log = tmp_path / "log"
     launcher = project / ".venv" / "bin" / "python"
     launcher.write_text(
