@@ -3,7 +3,7 @@
     from CIFARDataset import CIFAR10
     image, label = CIFAR10("data", mem_fault="repaired_n", train=False, faulty_bit=5)[0]
 
-A drop-in for torchvision's classes of the same names: same files, same arguments and four more.
+A drop-in replacement for torchvision's classes of the same names: same files, same arguments and four more.
 """
 
 import torch
@@ -20,7 +20,7 @@ NEIGHBOR_OFFSET = -1  # repaired_n takes the bit at FAULTY_BIT + NEIGHBOR_OFFSET
 
 
 class _WithFault:
-    """Adds fault and repair to a class of datasets/cifar.py; CIFAR10 has the description."""
+    """Mix-in that adds fault and repair to a class of datasets/cifar.py; CIFAR10 describes them."""
 
     def __init__(
         self,
@@ -61,17 +61,17 @@ class _WithFault:
 class CIFAR10(_WithFault, cifar.CIFAR10):
     """CIFAR-10 in torchvision's folder layout, with fault and repair in every image, training and test alike.
 
-    An item is (image, label): a float32 tensor 3×32×32 in [0, 1], multiples of 1/255, and an int. The fault
-    comes after `transform` (which gets a PIL image and returns one, or a tensor: uint8, or float in [0, 1]), on
-    the 8-bit image.
+    An item is (image, label): a float32 tensor 3×32×32 in [0, 1], multiples of 1/255, and an int. The fault is
+    applied after `transform`, on the 8-bit image. `transform` gets a PIL image, and returns a PIL image, a uint8
+    tensor, or a float tensor in [0, 1].
 
     mem_fault: baseline, faulty or a repair of repairs.REPAIRS; reparied_n and reparied_s are accepted. A repair that
-        learns does so from the training images, and keeps what it has learned in checkpoint/repairs/.
+        learns does so from the training images, and stores what it has learned in checkpoint/repairs/.
     download: fetch the files if they are not there.
     faulty_bit, neighbor_offset: None for FAULTY_BIT, NEIGHBOR_OFFSET of this module.
     seed: what a broken bit reads depends on (seed, index) alone; change `dataset.seed` for a fresh draw.
 
-    Official files are known by their checksums. Others with the right structure are used after one warning;
+    Official files are recognised by their checksums. Others with the right structure are used after one warning;
     missing, truncated or malformed ones raise UserError naming the file.
     """
 
@@ -81,7 +81,7 @@ class CIFAR100(_WithFault, cifar.CIFAR100):
 
 
 def _to_uint8(image):
-    """What a transform returned -> the 8-bit image, uint8 3×H×W."""
+    """The 8-bit image, uint8 3×H×W, from the output of a transform."""
     if not isinstance(image, torch.Tensor):
         return pil_to_tensor(image)
     if image.dtype == torch.uint8:

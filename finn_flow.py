@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""Run FINN's own build steps on an exported file, and execute what comes out of each on test images.
+"""Run FINN's own build steps on an exported file, and after each step execute the model on test images.
 
     ./run.sh finn                    # CIFAR-10: exports the net, makes the environment .venv-finn, and runs this
     ./run.sh finn tiny_imagenet
     .venv-finn/bin/python finn_flow.py export_finn/ckpt.t7.cifar10_smaller_11111.qonnx.onnx
 
-The steps are those of FINN's builder up to the estimates of resources and, with --sources, the C++ and Verilog sources
-of the layers: all that need no vendor tools. Prints a line for each step, then what each layer is estimated to cost,
-and writes both, with FINN's own reports, to export_finn/….finn/. The images and the net's logits on them are those
-that export_finn.py left beside the file.
+The steps are those of FINN's builder that need no vendor tools: up to the estimates of resources and, with --sources,
+the C++ and Verilog sources of the layers. Prints a line for each step, then the estimated cost of each layer, and
+writes both, with FINN's own reports, to export_finn/….finn/. The images and the net's logits on them are those that
+export_finn.py wrote beside the file.
 """
 
 import contextlib
@@ -35,8 +35,8 @@ IMAGES = 4  # on which the model is executed after each step
 PART = "xczu7ev-ffvc1156-2-e"  # FPGA; decides which layers FINN can build in which way
 PERIOD = 10.0  # ns, of the clock
 FPS = 100  # images/s for which FINN folds the layers
-WIDTH = 36  # weight bits of one PE at which FINN stops to raise SIMD: its default
-TOLERANCE = 1e-4  # of logits
+WIDTH = 36  # weight bits of one PE at which FINN stops raising SIMD; FINN's default
+TOLERANCE = 1e-4  # largest difference of a logit
 PROPERTIES = ("inputDataType", "weightDataType", "accDataType", "SIMD", "PE", "MW", "MH")  # FINN's names, of a layer
 COSTS = ("LUT", "BRAM_18K", "URAM", "DSP")
 
@@ -45,9 +45,9 @@ UNUSED = ("torch", "brevitas", "pandas", "sklearn", "scipy", "mip", "matplotlib"
 
 
 class _Absent(types.ModuleType):
-    """Stands in for a package that FINN's modules import and these steps never call: a call ends them."""
+    """Replaces a package that FINN's modules import and these steps never call. A call raises RuntimeError."""
 
-    __path__ = ()  # makes it a package, of which other parts can be imported
+    __path__ = ()  # makes it a package, so that its parts can be imported
 
     def __getattr__(self, name):
         if name.startswith("__"):
@@ -71,12 +71,12 @@ class _AbsentFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return _Absent(spec.name)
 
     def exec_module(self, module):
-        if module.__name__ == "mip":  # in the default of an option of the builder
+        if module.__name__ == "mip":  # the builder uses it as the default of an option
             module.SearchEmphasis = enum.Enum("SearchEmphasis", ["DEFAULT", "FEASIBILITY", "OPTIMALITY"])
 
 
 def load_builder(folder):
-    """FINN's modules of build steps and of their configuration. folder: where FINN puts its sources."""
+    """(FINN's module of build steps, its module of settings). folder: where FINN puts its sources."""
     sys.meta_path.append(_AbsentFinder([name for name in UNUSED if importlib.util.find_spec(name) is None]))
     folder.mkdir(parents=True, exist_ok=True)
     os.environ["FINN_BUILD_DIR"] = str(folder.absolute())
@@ -85,7 +85,7 @@ def load_builder(folder):
     initialize_dummy_settings()
     import finn.xsi
 
-    # parts of a simulator that it would look for in Vivado as soon as they are imported
+    # parts of a simulator; without this, importing them looks for Vivado
     for name in finn.xsi._LAZY_NAMES:
         setattr(finn.xsi, name, type(name, (), {}))
     import finn.builder.build_dataflow_config as config
@@ -96,10 +96,10 @@ def load_builder(folder):
 
 
 def executable(model):
-    """A copy in which a layer that FINN has chosen an implementation for (X_hls, X_rtl) is X again.
+    """A copy that Python can execute: layers with a chosen implementation, X_hls or X_rtl, become X again.
 
-    X is FINN's Python description of the layer, from which the other two take shapes, number types, weights and
-    thresholds. They themselves run in a simulator only.
+    X is FINN's Python description of the layer. X_hls and X_rtl take shapes, number types, weights and thresholds from
+    it, but run in a simulator only.
     """
     from qonnx.core.modelwrapper import ModelWrapper
     from qonnx.custom_op.registry import getCustomOp
@@ -117,7 +117,7 @@ def executable(model):
 
 
 def execute(model, parent, images, folder):
-    """Logits N×classes. parent: the graph around the model once FINN has cut it out, else None."""
+    """The model's logits, N×classes. parent: file of the graph from which FINN has cut out the model, else None."""
     import numpy as np
     from finn.util.execution import execute_parent
     from qonnx.core.onnx_exec import execute_onnx
@@ -133,7 +133,7 @@ def execute(model, parent, images, folder):
 
 
 def keep_one_bit_weights(model):
-    """Store weights of ±1 in 1 bit again, where FINN's bit width minimisation has made it 2."""
+    """Store weights of ±1 in 1 bit again where FINN's bit width minimisation has chosen 2 bits. Returns the model."""
     import numpy as np
     from qonnx.core.datatype import DataType
     from qonnx.custom_op.registry import getCustomOp
@@ -155,7 +155,7 @@ def counts(model):
 def flow(model, images, expected, args, folder):
     """Apply the steps. Yields (step, seconds, counts of layers, images alike, largest difference of a logit).
 
-    After the last one, the folder `report` holds FINN's estimates, and final.onnx the model.
+    After the last step, the folder `report` holds FINN's estimates, and final.onnx the model.
     """
     import numpy as np
 
@@ -194,20 +194,20 @@ def flow(model, images, expected, args, folder):
 
 @contextlib.contextmanager
 def telling(what, folder):
-    """Inside, what is printed goes to finn.log in the folder. An error becomes one line, its traceback goes there."""
+    """Inside the `with`, output goes to folder/finn.log. An error becomes a UserError; its traceback goes there."""
     with open(folder / "finn.log", "a", encoding="utf-8") as log, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
                 yield
-        except Exception as error:  # FINN raises all kinds, AssertionError foremost
+        except Exception as error:  # FINN raises many kinds, most often AssertionError
             traceback.print_exc(file=log)
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(f"{what}: {reason} (more in {folder / 'finn.log'})") from None
 
 
 def layer_rows(folder):
-    """FINN's estimates: a row for each layer, then their sums, with the cycles of the slowest."""
+    """FINN's estimates: a row for each layer, then a row of sums, which has the cycles of the slowest layer."""
     from qonnx.core.modelwrapper import ModelWrapper
     from qonnx.custom_op.registry import getCustomOp
 
@@ -234,11 +234,11 @@ def markdown(head, rows, left):
 
 def parse():
     parser = Parser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("file", type=Path, help="what export_finn.py has written: export_finn/….qonnx.onnx")
-    parser.add_argument("--images", type=within(int, 1), default=IMAGES, help="to execute it on, default %(default)s")
+    parser.add_argument("file", type=Path, help="file written by export_finn.py: export_finn/….qonnx.onnx")
+    parser.add_argument("--images", type=within(int, 1), default=IMAGES, help="test images to run, default %(default)s")
     parser.add_argument("--part", default=PART, help="FPGA, default %(default)s")
     parser.add_argument(
-        "--period", type=within(float, 0, open_low=True), default=PERIOD, help="of the clock, ns, default %(default)s"
+        "--period", type=within(float, 0, open_low=True), default=PERIOD, help="clock period, ns, default %(default)s"
     )
     parser.add_argument(
         "--fps", type=within(int, 1), default=FPS, help="images/s to fold the layers for, default %(default)s"
@@ -247,28 +247,28 @@ def parse():
         "--width",
         type=within(int, 1),
         default=WIDTH,
-        help="weight bits of one PE at which FINN stops to raise SIMD, default %(default)s",
+        help="weight bits of one PE at which FINN stops raising SIMD, default %(default)s",
     )
     parser.add_argument("--folding", type=Path, help="FINN's JSON file of SIMD and PE for each layer, instead of --fps")
     parser.add_argument(
         "--one_bit_weights",
         action="store_true",
-        help="store weights of ±1 in 1 bit where FINN's bit width minimisation makes it 2",
+        help="store weights of ±1 in 1 bit where FINN's bit width minimisation chooses 2",
     )
     parser.add_argument(
-        "--sources", action="store_true", help="also write the layers' C++ and Verilog sources: minutes"
+        "--sources", action="store_true", help="also write the layers' C++ and Verilog sources: takes minutes"
     )
     return parser.parse_args()
 
 
 def read_model(file):
-    """The qonnx model in a file of export_finn.py. UserError if it is none, or for several images at once."""
+    """The qonnx model in a file of export_finn.py. UserError for another file, or one for several images at once."""
     from qonnx.core.modelwrapper import ModelWrapper
 
     try:
         model = ModelWrapper(str(file))
         batch = model.get_tensor_shape(model.graph.input[0].name)[0]
-    except Exception:  # of protobuf's making, or of an empty graph
+    except Exception:  # protobuf raises many kinds, an empty graph raises others
         raise UserError(f"{file} is no file of export_finn.py") from None
     if batch != 1:
         raise UserError(f"{file} takes several images at once, and FINN takes one: export it with --batch 1")

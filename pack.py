@@ -2,11 +2,11 @@
 """Pack a trained checkpoint to give away: the signs of its weights as bits, its statistics as float32.
 
     python pack.py --sess cifar10_smaller --seed 11111 --about "CIFAR-10; one H200"
-    -> checkpoint/ckpt.t7.cifar10_smaller_11111.packed.pth, and what it is in .packed.txt
+    -> checkpoint/ckpt.t7.cifar10_smaller_11111.packed.pth, and a description in .packed.txt
 
-The packed net evaluates to exactly the accuracy of the net it is packed from, or no file is written. Latent weights
-and the optimiser's state are left out: a packed net can be evaluated, exported and trained further with
-`train_smaller.py --train --pretrained FILE`, but not resumed, nor can noise be put on its latent weights.
+The packed net must have exactly the accuracy of the net it is packed from, or no file is written. Latent weights and
+the optimiser's state are left out. A packed net can be evaluated, exported, and trained further with
+`train_smaller.py --train --pretrained FILE`. It cannot be resumed, and cannot be tested with noise on latent weights.
 """
 
 from hashlib import sha256
@@ -20,11 +20,11 @@ from models.folded import Folded
 
 SESS = "cifar10_smaller"
 SEED = 11111
-DATA = "data"  # folder in which all data sets lie
+DATA = "data"  # folder of all data sets
 
 
 def describe(path, state, score, about):
-    """What the text file beside a packed checkpoint says."""
+    """The text of the file that describes a packed checkpoint."""
     options = state["options"]
     return (
         f"file      {path.name}\n"
@@ -39,7 +39,7 @@ def describe(path, state, score, about):
 
 
 def pack(sess, seed, data, about):
-    """Write the packed file of a checkpoint and the text beside it. Returns the text."""
+    """Write the packed file of a checkpoint and the text that describes it. Returns the text."""
     source, path = checkpoints.path_of(sess, seed), checkpoints.packed_path_of(sess, seed)
     dataset, net, state = checkpoints.load_net(source)
     if "options" not in state:
@@ -65,7 +65,7 @@ def main():
     parser = Parser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--sess", default=SESS, help="checkpoint name, default %(default)s")
     parser.add_argument("--seed", type=within(int, 0, 2**62), default=SEED, help="its seed, default %(default)s")
-    parser.add_argument("--data", default=DATA, help="folder in which all data sets lie, default %(default)s")
+    parser.add_argument("--data", default=DATA, help="folder of all data sets, default %(default)s")
     parser.add_argument("--about", default="", help="a line for the text file: which copy of the data, which hardware")
     args = parser.parse_args()
     print(pack(args.sess, args.seed, args.data, args.about), end="")

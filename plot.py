@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Draw the plots of sweeps, from their sweep.csv alone.
 
-    python plot.py results/cifar10_smaller_11111          # -> PNGs and SVGs in there
-    python plot.py results/cifar10_smaller_11111 results/cifar10_smaller_wsconv_11111      # with a line for each
+    python plot.py results/cifar10_smaller_11111          # -> PNGs and SVGs in that folder
+    python plot.py results/cifar10_smaller_11111 results/cifar10_smaller_wsconv_11111      # a line for each
 
-sweep.py does so at its end, and adds a picture of test images, clean, faulty and repaired.
+sweep.py draws them at its end, too, and adds a picture of test images: clean, faulty and repaired.
 """
 
 import os
@@ -16,10 +16,10 @@ from report import read_rows, write_plots
 
 def main():
     parser = Parser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("folders", nargs="+", type=Path, help="of sweeps; each is compared with the others")
+    parser.add_argument("folders", nargs="+", type=Path, help="folders of sweeps; each is compared with the others")
     folders = {folder.resolve(): folder for folder in parser.parse_args().folders}
     names = {path: path.name for path in folders}
-    if len(set(names.values())) < len(names):  # the same name in different places
+    if len(set(names.values())) < len(names):  # folders of the same name in different places
         above = os.path.commonpath(folders)
         names = {path: os.path.relpath(path, above) for path in folders}
     sessions = {}

@@ -1,7 +1,7 @@
-"""How nets are trained: one block for each recipe and data set, and the optimiser, schedule and loss made from one.
+"""How nets are trained: one block for each recipe and data set; optimiser, schedule and loss are made from a block.
 
-Edit a number and train anew, or override it with the option of the same name. A data set without a block of its own
-is trained with the first one of a recipe. Every value is stored in the checkpoint.
+Edit a number and train again, or override it with the option of the same name. A data set without its own block is
+trained with the first block of the recipe. Every value is stored in the checkpoint.
 """
 
 import functools
@@ -17,19 +17,19 @@ from models import LOSSES, shortfall
 class Recipe:
     optimizer: str  # adam, sgd
     amsgrad: bool  # of Adam
-    lr: float  # for one process
+    lr: float  # for one process; times the number of processes
     init: float  # latent weights start uniform in ± this
-    schedule: str  # of the learning rate: cosine, step
-    cycles: int  # of the cosine; each goes on from the signs of the last, latent weights at ± init
+    schedule: str  # of the learning rate: cosine or step
+    cycles: int  # of the cosine schedule; each starts from the signs of the one before, latent weights at ± init
     batch_size: int  # images per process
     epochs: int
-    duplicate: int  # times that each image comes in one pass; counts as epochs
-    padding: int  # of the random crop, pixels; 0: no crop
+    duplicate: int  # times that each image comes in one pass; a pass counts as that many epochs
+    padding: int  # of the random crop, pixels on each side; 0: no crop
     soften: float  # share of the first cycle in which activations go from hard tanh to binary
-    soften_weights: float  # share of it in which weights go from real to binary
+    soften_weights: float  # share of the first cycle in which weights go from real to binary
     norm_momentum: float  # weight of each batch in the running statistics
     smoothing: float  # label smoothing
-    clip: float  # latent weights stay in ± this
+    clip: float  # latent weights are clipped to ± this after each step
 
 
 MODERN = Recipe(
@@ -54,7 +54,7 @@ MODERN_TINY_IMAGENET = replace(
 )
 MODERN_DEMO = replace(MODERN, batch_size=64, epochs=6, padding=0)
 
-# the original's
+# the original repository's recipe
 REFERENCE = Recipe(
     optimizer="adam",
     amsgrad=True,
@@ -79,14 +79,14 @@ RECIPES = {
     "modern": {"cifar10": MODERN, "tiny_imagenet": MODERN_TINY_IMAGENET, "demo": MODERN_DEMO},
     "reference": {"cifar10": REFERENCE, "tiny_imagenet": REFERENCE_TINY_IMAGENET, "demo": REFERENCE_DEMO},
 }
-# what replaces them in a training that starts from another net (--pretrained)
+# these values replace those of a block in a training that starts from another net (--pretrained)
 PRETRAINED = {"modern": {"lr": 0.001, "cycles": 1, "soften": 0.0, "soften_weights": 0.0}, "reference": {}}
 
 # the same in all recipes
 BETAS = (0.9, 0.999)  # of Adam
 MOMENTUM = 0.9  # of SGD
-WARMUP = 200  # steps of the cosine schedule, at most a tenth of its cycle's
-LATER_LR = 0.03  # the learning rate of the cycles after the first, times this
+WARMUP = 200  # steps of linear warm-up in each cycle of the cosine schedule, at most a tenth of the cycle
+LATER_LR = 0.03  # factor on the learning rate in all cycles after the first
 STEP = (80, 0.2, 480)  # step schedule: every N epochs, factor, last epoch
 STEP_WSCONV = (60, 0.5, math.inf)
 
@@ -119,12 +119,12 @@ def learning_rate(step, steps_per_pass, options):
 
 
 def softness(step, total, share):
-    """Falls linearly from 1 at step 0 to 0 after a share of the steps; 0 from the start if the share is 0."""
+    """The softness at a step: falls linearly from 1 at step 0 to 0 at step share·total; always 0 if share is 0."""
     return max(0.0, 1 - step / (share * total)) if share else 0.0
 
 
 def make_loss(options):
-    """The loss as the options say: (logits, labels) -> scalar."""
+    """The loss that the options ask for: a function (logits, labels) -> scalar."""
     compute_loss = LOSSES[options["loss"]]
     if options["smoothing"]:
         compute_loss = functools.partial(compute_loss, label_smoothing=options["smoothing"])
@@ -134,7 +134,7 @@ def make_loss(options):
 
 
 def make_optimizer(net, options):
-    """The optimiser of a net's parameters as the options say. It also clips the latent weights after each step."""
+    """The optimiser that the options ask for. With `clip` it also clips the latent weights after each step."""
     lr = options["lr"] * options["processes"]
     decay, amsgrad = options["decay"], options["amsgrad"]
     if options["optimizer"] == "sgd":

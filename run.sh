@@ -1,40 +1,41 @@
 #!/usr/bin/env bash
-# Train; test clean, faulty, repaired by the neighbouring bit, repaired by the MSB; print the table; then sweep all faults.
+# Train; test clean, faulty, repaired by the neighbouring bit, and repaired by the MSB; print a table; sweep all faults.
 #
 #   ./run.sh                  CIFAR-10 (the same as ./run.sh cifar10), downloaded on first use
 #   ./run.sh demo             a small synthetic set: no download, a few minutes
 #   ./run.sh tiny_imagenet    Tiny-ImageNet, after python trans.py
 #   ./run.sh cifar100
 #   ./run.sh folder           images in class folders of your own: name their folder in DATA below (docs/extending.md)
-#   ./run.sh test             the tests; ./run.sh check: the style
+#   ./run.sh test             runs the tests; ./run.sh check: checks the style
 #   ./run.sh finn             export the CIFAR-10 net and run FINN's build steps on it, without vendor tools
-#   ./run.sh finn tiny_imagenet      the same for Tiny-ImageNet; words after it go on to finn_flow.py
-#   TRAIN=0 ./run.sh          no training; WSCONV=1 and SWEEP=0 can be given in this way, too
+#   ./run.sh finn tiny_imagenet      the same for Tiny-ImageNet; words after it are passed to finn_flow.py
+#   TRAIN=0 ./run.sh          no training; WSCONV=1 and SWEEP=0 can be set in the same way
 #
-# Words after the data set go on to train_smaller.py: ./run.sh cifar10 --faulty_bit 5 --resume
+# Words after the data set are passed to train_smaller.py: ./run.sh cifar10 --faulty_bit 5 --resume
 set -euo pipefail
-unset CDPATH # or cd could lead elsewhere
+unset CDPATH # with CDPATH, cd could lead elsewhere
 cd -- "$(dirname -- "$0")"
 
 SESS=""         # checkpoint names, one or several; empty: <data set>_smaller, with WSCONV=1 <data set>_smaller_wsconv
 SEED="11111"    # one or several
-TRAIN=${TRAIN:-1} # 1: train anew (--resume goes on with an interrupted training); 0: evaluate the checkpoint, or the packed one
+TRAIN=${TRAIN:-1} # 1: train anew (--resume continues an interrupted training); 0: evaluate the checkpoint, or the packed one
 EPOCHS=""       # empty: those of train_smaller.py
 WSCONV=${WSCONV:-0} # 1: weight standardisation
 FAULTS="baseline faulty repaired_n repaired_s" # rows of the table; FAULTY_BIT, NEIGHBOR_OFFSET: see CIFARDataset.py
 NOISE=""        # sigma_val of weight noise, one or several: a row each, the mean of 10 runs
-SWEEP=${SWEEP:-1} # 1: after the table sweep.py measures all bits, repairs, rates and weight faults into results/; 0: not
-RUNS=""         # of everything random in the sweep; empty: those of sweep.py, for the demo set 3
-REPAIRS=""      # of the sweep, which then measures these alone; empty: all faults, and all repairs but the offline ones
-DATA="data"     # folder in which the data sets lie; with folder: the data set itself
-PROCESSES=1     # more than one: one for each GPU; training is then data-parallel, the sweep shared out
+SWEEP=${SWEEP:-1} # 1: after the table sweep.py measures all bits, repairs, rates and weight faults into results/; 0: no sweep
+RUNS=""         # of each random fault in the sweep; empty: as in sweep.py, for the demo set 3
+REPAIRS=""      # in the sweep, which then measures nothing else; empty: all faults, and all repairs but the offline ones
+DATA="data"     # folder of all data sets; with ./run.sh folder: of the data set itself
+PROCESSES=1     # if more than one, one for each GPU: training is data-parallel, the sweep is divided among them
 
-# freed buffers stay with the process, in huge pages: makes training on CPUs faster (glibc; without effect elsewhere)
+# keep freed buffers in the process, in huge pages: training on CPUs is faster (glibc only; no effect elsewhere)
 export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=8589934592}
 
 fail() { echo "error: $1" >&2; exit 1; }
 
-# environment FOLDER REQUIREMENTS WHAT OPTION…: made with what the file names; again only when that file has changed
+# environment FOLDER REQUIREMENTS WHAT OPTION…: makes FOLDER with the packages in the file REQUIREMENTS, unless it was
+# made from the same file before. WHAT: for the message; OPTION: of pip
 environment() {
     local folder=$1 requirements=$2 what=$3 python
     shift 3
@@ -68,7 +69,7 @@ setup() { environment .venv requirements.txt "PyTorch and its libraries, about 5
 
 launch() { .venv/bin/python ${LAUNCH[@]+"${LAUNCH[@]}"} "$@"; }
 
-# one evaluation; then a row of the table: what was measured, and the accuracy, or – where there is no such repair
+# runs one evaluation and prints a row of the table: setting and accuracy, or – if the repair or the noise is impossible
 measure() {
     local result status=0 what
     result=$(mktemp)
@@ -88,7 +89,7 @@ measure() {
 
 row() { printf '| %-44s | %9s |\n' "$@"; }
 
-is_dataset() { grep -qF "    \"$1\": DataSet(" datasets/__init__.py; } # a row of the table
+is_dataset() { grep -qF "    \"$1\": DataSet(" datasets/__init__.py; } # is there a row in the table of data sets?
 
 suffix=
 wsconv=--no-wsconv
@@ -140,7 +141,7 @@ setup
 LAUNCH=()
 [ "$PROCESSES" -gt 1 ] && LAUNCH=(-m torch.distributed.run --nproc_per_node "$PROCESSES")
 
-# the words that an evaluation heeds, too; without a training all are for it
+# the words that an evaluation uses, too; without a training, all words are for the evaluation
 heeded=("$@")
 if [ "$TRAIN" = 1 ]; then
     heeded=() keep=
@@ -164,7 +165,7 @@ for sess in $SESS; do
         rows=
         for fault in $FAULTS; do
             rows+=$(measure "${options[@]}" ${heeded[@]+"${heeded[@]}"} --mem_fault "$fault")$'\n'
-            export CIFAR_WARNED=1 # what it warns of is said once
+            export CIFAR_WARNED=1 # so that it shows its warning only once
         done
         for noise in $NOISE; do
             rows+=$(measure "${options[@]}" ${heeded[@]+"${heeded[@]}"} --mem_fault baseline --noise "$noise")$'\n'
@@ -176,6 +177,6 @@ echo "$tables"
 if [ "$SWEEP" = 1 ]; then
     [ "$dataset" = demo ] && RUNS=${RUNS:-3}
     replace=
-    [ "$TRAIN" = 1 ] && replace=--replace # results of the net before this training are moved away
+    [ "$TRAIN" = 1 ] && replace=--replace # moves away the results of the net before this training
     launch sweep.py --data "$DATA" --sess $SESS --seed $SEED ${RUNS:+--runs "$RUNS"} ${REPAIRS:+--repair $REPAIRS} $replace
 fi

@@ -3,10 +3,10 @@
 
     python sweep.py                                                    # -> results/cifar10_smaller_11111/
     python sweep.py --sess cifar10_smaller cifar10_smaller_wsconv --seed 11111 11112
-    torchrun --nproc_per_node=2 sweep.py                               # the faults shared out, the same files
+    torchrun --nproc_per_node=2 sweep.py                               # the processes share the faults; same files
 
-Each row of sweep.csv is written as soon as it is measured: after an interruption the same command goes on with
-what is missing, and other bits, rates or runs add to what is there.
+Each row of sweep.csv is written as soon as it is measured. After an interruption the same command measures only what
+is missing. Rows for other bits, rates or runs are added to those that are there.
 """
 
 import math
@@ -41,20 +41,20 @@ from report import (
 )
 
 SESS = ["cifar10_smaller"]  # names of checkpoints
-SEED = [11111]  # theirs
-DATA = "data"  # folder in which all data sets lie
+SEED = [11111]  # seeds of the checkpoints
+DATA = "data"  # folder of all data sets
 RESULTS = "results"
 
-BITS = [7, 6, 5, 4, 3, 2, 1, 0]  # broken ones; 7 is the MSB
-# those that hardware can do as the pixels come, not the offline ones; repaired_n: by each of the bits 6 to 0
+BITS = [7, 6, 5, 4, 3, 2, 1, 0]  # broken bits; 7 is the MSB
+# repairs that hardware can do as the pixels come, without the offline ones; repaired_n copies each of bits 6 to 0
 REPAIR = [name for name, row in REPAIRS.items() if row.cost]
 RATE = [1e-4, 1e-3, 1e-2, 0.1, 0.3, 1]  # shares of a plane's bits that are broken, for the bits in RATE_BITS; 1: all
 RATE_BITS = [7, 6, 5]
 SIGMA = [0, 0.2, 0.4, 0.6, 0.8, 1.0]  # sigma_val of weight noise; its standard deviation is sigma_val²
 FLIP = [1e-4, 1e-3, 1e-2, 0.02, 0.05, 0.1]  # probabilities that a binary weight flips
-RUNS = 10  # of everything random; run r draws with seed + r
-LINE = 50  # faults to a line of progress, where there is no terminal for a bar
-WORKERS = os.cpu_count()  # threads that decode Tiny-ImageNet, the first time
+RUNS = 10  # of each random fault; run r draws with seed + r
+LINE = 50  # faults per line of progress, if there is no terminal for a progress bar
+WORKERS = os.cpu_count()  # threads that decode images, on first use
 
 
 def listed(values):
@@ -65,33 +65,33 @@ def parse():
     parser = Parser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--sess", nargs="+", default=SESS, help=f"checkpoint names, default {listed(SESS)}")
     parser.add_argument(
-        "--seed", nargs="+", type=within(int, 0, 2**62), default=SEED, help=f"theirs, default {listed(SEED)}"
+        "--seed", nargs="+", type=within(int, 0, 2**62), default=SEED, help=f"their seeds, default {listed(SEED)}"
     )
-    parser.add_argument("--data", default=DATA, help="folder in which all data sets lie, default %(default)s")
+    parser.add_argument("--data", default=DATA, help="folder of all data sets, default %(default)s")
     parser.add_argument(
         "--wsconv",
         action=BooleanOptionalAction,
-        help="evaluate with weight standardisation or without, default as trained",
+        help="evaluate with weight standardisation or without, default: as trained",
     )
     parser.add_argument("--results", default=RESULTS, help="folder to write into, default %(default)s")
-    parser.add_argument(
-        "--replace", action="store_true", help="results of another checkpoint are moved to <folder>.old"
-    )
+    parser.add_argument("--replace", action="store_true", help="move results of another checkpoint to <folder>.old")
 
     bit, share = within(int, 0, MSB), within(float, 0, 1)
     group = parser.add_argument_group(
-        "what to measure; what is named is all that is measured (an option without a value: nothing of that kind)"
+        "what to measure: if any is given, only the given ones (an option without a value: nothing of that kind)"
     )
     group.add_argument("--bits", nargs="*", type=bit, help=f"broken bits, default {listed(BITS)}")
     group.add_argument("--repair", nargs="*", choices=REPAIRS, help=f"default {listed(REPAIR)}")
     group.add_argument("--rate", nargs="*", type=share, help=f"shares of a plane broken, default {listed(RATE)}")
-    group.add_argument("--rate_bits", nargs="*", type=bit, help=f"of the rates, default {listed(RATE_BITS)}")
     group.add_argument(
-        "--sigma", nargs="*", type=within(float, 0, 1e6), help=f"of weight noise, default {listed(SIGMA)}"
+        "--rate_bits", nargs="*", type=bit, help=f"broken bits for the rates, default {listed(RATE_BITS)}"
     )
-    group.add_argument("--flip", nargs="*", type=share, help=f"of weights, default {listed(FLIP)}")
     group.add_argument(
-        "--runs", type=within(int, 1, 10_000), default=RUNS, help="of everything random, default %(default)s"
+        "--sigma", nargs="*", type=within(float, 0, 1e6), help=f"sigma_val of weight noise, default {listed(SIGMA)}"
+    )
+    group.add_argument("--flip", nargs="*", type=share, help=f"shares of weights flipped, default {listed(FLIP)}")
+    group.add_argument(
+        "--runs", type=within(int, 1, 10_000), default=RUNS, help="runs of each random fault, default %(default)s"
     )
 
     group = parser.add_argument_group("machine")
@@ -105,7 +105,7 @@ def parse():
 
 
 def settle(args):
-    """Put defaults where options are left out: all kinds if none is named, else nothing of the other kinds.
+    """Fill in the options that are left out: with defaults if no kind is given; else kinds not given are empty.
 
     `--repair X` alone is every bit repaired by X; `--bits B` alone is that bit unrepaired and by every repair.
     """
@@ -128,7 +128,7 @@ def settle(args):
 
 
 def wanted_faults(args):
-    """What the options ask to measure, each once. What does nothing (rate, sigma or probability 0) is the baseline."""
+    """The Faults that the options ask to measure, each once. A rate, sigma or probability of 0 is no fault."""
     runs = range(args.runs)
     faults = [NO_FAULT]
     for bit in args.bits:
@@ -148,28 +148,28 @@ def wanted_faults(args):
 
 
 def same_bits(clean, images, bit):
-    """Share of values, 0 to 1, whose bit is that of the clean images."""
+    """Share of values, 0 to 1, whose bit equals that of the clean images."""
     return round((get_bit(clean, bit) == get_bit(images, bit)).double().mean().item(), 6)
 
 
 def psnr(clean, images):
-    """Peak signal-to-noise ratio over all values of all images, dB; None where nothing differs."""
+    """Peak signal-to-noise ratio over all values of all images, dB; None if nothing differs."""
     errors = sum(((a.int() - b.int()) ** 2).sum().item() for a, b in zip(clean.split(1000), images.split(1000)))
     return round(10 * math.log10(255**2 * clean.numel() / errors), 4) if errors else None
 
 
 class TestSet:
-    """The test images of a data set, and what the faults make of them."""
+    """The test images of a data set, clean and under faults."""
 
     def __init__(self, dataset, args):
         self.where = dataset, args.data, args.workers
         self.images, self.labels = read_images(dataset, args.data, False, args.workers)
         self.digest = digest(self.images, self.labels)
         self.state_of = cache(lambda fault: state_of(fault, *self.where))
-        self.under = lru_cache(1)(self._under)  # all sessions measure a fault before the next one's turn
+        self.under = lru_cache(1)(self._under)  # keeps one fault: all sessions measure it before the next fault
 
     def made_by(self, fault):
-        """A digest of what makes the figures of a fault, besides the net and the test images; None for no fault."""
+        """A digest of what determines a fault's results besides net and test images; None for no fault."""
         if fault.kind == "none":
             return None
         if fault.kind in WEIGHT_KINDS:
@@ -178,7 +178,7 @@ class TestSet:
         return made_by(fault, training_digest(*self.where) if learns else "")
 
     def _under(self, fault, seed):
-        """The images after a fault and its repair, and what became of the bits: columns of its row."""
+        """(images after a fault and its repair, {column: value} of its row: recovered bits and PSNR)."""
         images = repaired(fault, faulty_images(fault, self.images, seed), self.state_of(fault))
         if fault.bit is None:
             return images, {}
@@ -186,7 +186,7 @@ class TestSet:
 
 
 class Session:
-    """A checkpoint, as the net to evaluate, with its test images and its folder of results."""
+    """A checkpoint's net to evaluate, with its test images and its folder of results."""
 
     def __init__(self, sess, seed, args, device, test_sets):
         self.path = checkpoints.find(sess, seed)
@@ -212,14 +212,14 @@ class Session:
         self.folder = Path(args.results) / self.name
         if self.images_differ():
             self.folder = self.folder.with_name(f"{self.name}_{self.what['images']}")
-        self.changed = False  # has its sweep.csv become another one than that of the tables?
+        self.changed = False  # True if its sweep.csv has changed since the tables were written
 
     @property
     def csv(self):
         return self.folder / "sweep.csv"
 
     def images_differ(self):
-        """Does the folder hold results of this net on other test images, such as another copy of the data set?"""
+        """True if the folder holds results of this net on other test images, such as another copy of the data set."""
         try:
             rows = self.rows() if self.csv.is_file() else []
         except UserError:
@@ -229,7 +229,7 @@ class Session:
         )
 
     def tidy(self, replace, say):
-        """Make the folder and a sweep.csv: an empty one, or the one there without rows that must be measured anew."""
+        """Make the folder and an empty sweep.csv, or remove from the one there the rows that must be measured again."""
         try:
             try:
                 rows, damaged = read_rows(self.csv) if self.csv.exists() else ([], [])
@@ -266,7 +266,7 @@ class Session:
             write_rows(self.csv, own)
 
     def is_current(self, row):
-        """Was a row made by the code of today? Those from before rows said what made them are taken to be."""
+        """True if a row was made by today's code. Rows of older versions, without `made_by`, count as made by it."""
         return row["made_by"] in (None, self.test_set.made_by(fault_in(row)))
 
     def foreign(self, rows):
@@ -274,16 +274,16 @@ class Session:
         for row in rows:
             for key, value in self.what.items():
                 if row[key] != value:
-                    return f"{key} {row[key]}, and it is {value} in {self.path} and its test set"
+                    return f"{key} {row[key]}, not {value} as in {self.path} and its test set"
         return ""
 
     def rows(self):
         return read_rows(self.csv)[0]
 
     def measure(self, fault):
-        """The row of a fault."""
+        """Measure a fault. Returns its row."""
         seed = self.seed + fault.run
-        # no repair depends on what broken bits read
+        # one seed for all sessions: no repair depends on what broken bits read
         images, quality = self.test_set.under(fault, 0 if fault.repair else seed)
         batches = EvalBatches(images, self.test_set.labels, next(self.net.parameters()).device)
         score, flipped = measure(fault, self.net, self.tester, batches, seed)
@@ -292,7 +292,7 @@ class Session:
 
 
 def turn(fault):
-    """Sort key: by run, since what is random is drawn once; slow repairs first, so that they are shared out evenly."""
+    """Sort key: by run, to draw random bits once per run; slow repairs first, so that processes share them evenly."""
     slow = fault.repair is not None and REPAIRS[fault.repair].cost is None
     return fault.run, not slow, fault.repair if slow else ""
 
@@ -314,7 +314,7 @@ def sweep(args, processes):
 
 
 def measure_missing(sessions, faults, processes):
-    """Measure of each session the faults that its sweep.csv does not have, this process's share of them."""
+    """Measure this process's share of the faults that are missing in the sessions' sweep.csv."""
     todo = {fault: [] for fault in sorted(faults, key=turn)}
     for session in sessions:
         done = {fault_in(row) for row in session.rows()}
@@ -329,7 +329,7 @@ def measure_missing(sessions, faults, processes):
                 session.changed = True
     todo = [(fault, missing) for fault, missing in todo.items() if missing]
     rows = sum(len(missing) for _, missing in todo)
-    processes.wait()  # all know what is missing before the first row is added
+    processes.wait()  # every process must know what is missing before the first row is added
     processes.print(
         f"{', '.join(session.name for session in sessions)}: {rows} of {len(faults) * len(sessions)} cells to measure"
     )
@@ -347,7 +347,7 @@ def measure_missing(sessions, faults, processes):
 
 
 def compared_with(session, sessions):
-    """The rows of the sessions that a session is compared with, {name: rows}: of this call, else of the last one."""
+    """{name: rows} of the sessions that a session is compared with: those of this call, else those of its tables.md."""
     others = [other for other in sessions if other.seed == session.seed and other is not session]
     if others:
         return {other.name: other.rows() for other in others}
@@ -358,7 +358,7 @@ def compared_with(session, sessions):
 
 
 def write_up(sessions):
-    """The sorted sweep.csv, tables.md, summary.json and plots of each session that has changed, or lacks them."""
+    """Write sweep.csv, sorted, tables.md, summary.json and plots of each session that has changed or lacks them."""
     for session in sessions:
         tables, own, others = session.folder / "tables.md", session.rows(), compared_with(session, sessions)
         known = compared_names(tables.read_text("utf-8")) if tables.is_file() else None

@@ -49,8 +49,8 @@ from repairs import REPAIRS, ImpossibleRepair, fault_of, with_fault
 
 # what
 DATASET = "cifar10"  # a row of datasets.DATASETS
-DATA = "data"  # folder in which all data sets lie; with --dataset folder the data set itself
-SESS = ""  # name of the checkpoint; empty: <dataset>_smaller, with WSCONV <dataset>_smaller_wsconv
+DATA = "data"  # folder of all data sets; with --dataset folder, the folder of the data set itself
+SESS = ""  # name of the checkpoint; empty: <dataset>_smaller, or with WSCONV <dataset>_smaller_wsconv
 SEED = 11111
 WSCONV = False  # weight standardisation in the convolutions
 PAD = 0  # padding value of the hidden convolutions: 0, or -1, which fits into a 1-bit activation
@@ -58,29 +58,29 @@ PAD = 0  # padding value of the hidden convolutions: 0, or -1, which fits into a
 # faults
 MEM_FAULT = "baseline"
 NOISE = 0.0  # sigma_val of the weight noise in evaluation; its standard deviation is sigma_val²
-NOISE_RUNS = 10  # evaluations with fresh noise
+NOISE_RUNS = 10  # number of evaluations, each with new noise
 TRAIN_FLIP = 0.0  # probability that a binary weight has the other sign in a forward pass of training
-TRAIN_NOISE = 0.0  # standard deviation of noise on the latent weights in it, in units of each layer's RMS weight
+TRAIN_NOISE = 0.0  # standard deviation of noise on the latent weights in it, in RMS weights of each layer
 
 # training
 RECIPE = "modern"  # a row of recipes.RECIPES
-HOLDOUT = 0  # training images, always the same, that are tested on instead of the test set: to try out recipes
-PRETRAINED = ""  # checkpoint, packed or not, whose signs and statistics training starts from; empty: random ones
+HOLDOUT = 0  # evaluate on N held-out training images, always the same, instead of the test set: to compare recipes
+PRETRAINED = ""  # checkpoint, packed or not, whose signs and statistics training starts from; empty: random weights
 LOSS = "ce"
 MARGIN = 0.0  # required logit margin, in standard deviations of the logits; 0: no such term in the loss
 DECAY = 0.0  # weight decay
 
-# options that an evaluation does not heed
+# options that an evaluation does not use
 TRAINING_ONLY = (
     *("resume", "recipe", "optimizer", "amsgrad", "lr", "init", "pretrained", "schedule", "cycles", "batch_size"),
     *("epochs", "duplicate", "loss", "padding", "soften", "soften_weights", "norm_momentum", "smoothing", "margin"),
     *("clip", "decay", "train_flip", "train_noise", "bf16"),
 )
 
-LARGE = 10**6  # no option has a use for more
+LARGE = 10**6  # upper limit of options that need no larger values
 
 # machine
-WORKERS = os.cpu_count()  # threads that decode images, the first time
+WORKERS = os.cpu_count()  # threads that decode images, on first use
 
 
 def parse():
@@ -91,24 +91,24 @@ def parse():
     parser.add_argument(
         "--data",
         default=DATA,
-        help="folder in which all data sets lie, with --dataset folder the data set itself; default %(default)s",
+        help="folder of all data sets; with --dataset folder, the folder of the data set itself; default %(default)s",
     )
     parser.add_argument("--sess", default=SESS, help="checkpoint name, default <dataset>_smaller[_wsconv]")
     parser.add_argument(
-        "--seed", type=within(int, 0, 2**62), default=SEED, help="of everything random, default %(default)s"
+        "--seed", type=within(int, 0, 2**62), default=SEED, help="seed of everything random, default %(default)s"
     )
     parser.add_argument(
         "--wsconv",
         action=BooleanOptionalAction,
-        help=f"weight standardisation, default {WSCONV}, in evaluation as trained",
+        help=f"weight standardisation, default {WSCONV}; in evaluation, as trained",
     )
     parser.add_argument(
         "--pad",
         type=int,
         choices=(0, -1),
-        help=f"with --train: value that the hidden convolutions pad with (--padding: of the crop), default {PAD}",
+        help=f"with --train: padding value of the hidden convolutions (--padding is for the crop), default {PAD}",
     )
-    parser.add_argument("--result", metavar="FILE", help="also write what an evaluation found to a JSON file")
+    parser.add_argument("--result", metavar="FILE", help="also write the result of an evaluation to a JSON file")
     parser.add_argument("--export_finn", action="store_true", help="afterwards write the QONNX file (export_finn.py)")
 
     group = parser.add_argument_group("faults")
@@ -116,10 +116,12 @@ def parse():
     group.add_argument(
         "--faulty_bit",
         type=bit_or_any,
-        help=f"0 (LSB) to 7 (MSB), default {CIFARDataset.FAULTY_BIT}; with --train also any: drawn per batch, none too",
+        help=f"0 (LSB) to 7 (MSB), default {CIFARDataset.FAULTY_BIT}; with --train also any: per batch a bit or none",
     )
     group.add_argument(
-        "--neighbor_offset", type=int, help=f"repaired_n copies from here, default {CIFARDataset.NEIGHBOR_OFFSET}"
+        "--neighbor_offset",
+        type=int,
+        help=f"repaired_n copies bit faulty_bit + this; default {CIFARDataset.NEIGHBOR_OFFSET}",
     )
     group.add_argument(
         "--noise",
@@ -136,32 +138,36 @@ def parse():
     group.add_argument(
         "--train_noise",
         type=within(float, 0, LARGE),
-        help=f"noise in each step of training, in RMS weights, default {TRAIN_NOISE}",
+        help=f"weight noise in each step of training, in RMS weights, default {TRAIN_NOISE}",
     )
 
     group = parser.add_argument_group("training")
-    group.add_argument("--recipe", choices=RECIPES, help=f"defaults of the options below, default {RECIPE}")
+    group.add_argument("--recipe", choices=RECIPES, help=f"sets the defaults of the options below, default {RECIPE}")
     group.add_argument("--optimizer", choices=("adam", "sgd"))
-    group.add_argument("--amsgrad", action=BooleanOptionalAction, help="of Adam")
+    group.add_argument("--amsgrad", action=BooleanOptionalAction, help="AMSGrad variant of Adam")
     group.add_argument("--lr", type=within(float, 0, open_low=True), help="learning rate for one process")
-    group.add_argument("--init", type=within(float, 0, LARGE, open_low=True), help="latent weights start in ± this")
     group.add_argument(
-        "--pretrained", help="checkpoint whose signs and statistics to start from, latent weights at ± --init"
+        "--init", type=within(float, 0, LARGE, open_low=True), help="latent weights start uniform in ± this"
     )
-    group.add_argument("--schedule", choices=("cosine", "step"), help="of the learning rate")
+    group.add_argument(
+        "--pretrained", help="start from the signs and statistics of this checkpoint, latent weights at ± --init"
+    )
+    group.add_argument("--schedule", choices=("cosine", "step"), help="schedule of the learning rate")
     group.add_argument(
         "--cycles",
         type=within(int, 1, LARGE),
-        help="of the cosine; each goes on from the signs of the last, latent weights at ± --init",
+        help="cycles of the cosine; each starts from the signs of the one before, latent weights at ± --init",
     )
     group.add_argument("--batch-size", type=within(int, 2, LARGE), help="images per process")
     group.add_argument("--epochs", type=within(int, 1, LARGE))
     group.add_argument(
-        "--duplicate", type=within(int, 1, LARGE), help="times each image comes in one pass; counts as epochs"
+        "--duplicate",
+        type=within(int, 1, LARGE),
+        help="times each image comes in one pass; a pass counts as that many epochs",
     )
     group.add_argument("--loss", choices=LOSSES, help=f"cross-entropy or squared hinge, default {LOSS}")
     group.add_argument(
-        "--padding", type=within(int, 0, 1000), help="of the random crop, pixels on each side; 0: no crop"
+        "--padding", type=within(int, 0, 1000), help="for the random crop, pixels on each side; 0: no crop"
     )
     group.add_argument(
         "--soften",
@@ -184,7 +190,7 @@ def parse():
         type=within(float, 0, LARGE),
         help=f"required logit margin, in standard deviations of the logits, default {MARGIN}",
     )
-    group.add_argument("--clip", type=within(float, 0, open_low=True), help="latent weights stay in ± this")
+    group.add_argument("--clip", type=within(float, 0, open_low=True), help="clip latent weights to ± this")
     group.add_argument("--decay", type=within(float, 0), help=f"weight decay, default {DECAY}")
     group.add_argument(
         "--holdout",
@@ -198,7 +204,7 @@ def parse():
     )
     group.add_argument("--compile", action=BooleanOptionalAction, default=True, help="torch.compile the training step")
     group.add_argument(
-        "--bf16", action=BooleanOptionalAction, default=None, help="train in bfloat16, default where it is fast"
+        "--bf16", action=BooleanOptionalAction, default=None, help="train in bfloat16, default: if it is fast here"
     )
     group.add_argument("--channels_last", action=BooleanOptionalAction, default=True)
     group.add_argument(
@@ -211,7 +217,7 @@ def parse():
 
 
 def settle(args, processes):
-    """Everything that decides a training's result, each as given, else from the recipe, else from the constants."""
+    """All options that determine a training's result: as given, else from the recipe or the constants."""
     dataset = args.dataset or DATASET
     recipe = args.recipe or RECIPE
     pretrained = PRETRAINED if args.pretrained is None else args.pretrained
@@ -235,24 +241,24 @@ def settle(args, processes):
     if args.cycles is None and options["schedule"] == "step":
         options["cycles"] = 1
     if options["cycles"] > 1 and options["schedule"] != "cosine":
-        raise UserError(f"--cycles is of the cosine schedule: 1 with --schedule {options['schedule']}")
+        raise UserError(f"--cycles is for the cosine schedule: use 1 with --schedule {options['schedule']}")
     if options["epochs"] % (options["duplicate"] * options["cycles"]):
         raise UserError(
             f"--epochs {options['epochs']} is no multiple of --duplicate {options['duplicate']} "
             f"times --cycles {options['cycles']}: set one of them"
         )
     if options["smoothing"] and options["loss"] != "ce":
-        raise UserError(f"--smoothing is of the cross-entropy: 0 with --loss {options['loss']}")
+        raise UserError(f"--smoothing is for the cross-entropy: use 0 with --loss {options['loss']}")
     return options
 
 
 def resumed_options(path, saved, args, processes):
-    """The options of the training to be continued, those of today added. UserError if one that was given differs."""
+    """The options of the training to continue, completed if they are old. UserError if a given one differs."""
     if saved is None:
         raise UserError(f"{path} is an original checkpoint, without what resuming needs: it can only be evaluated")
     if saved["wsconv"] and "pad" not in saved:
         raise UserError(
-            f"{path} is from when weight standardisation replaced the latent weights: it can be evaluated, "
+            f"{path} is of a version in which weight standardisation replaced the latent weights: it can be evaluated, "
             "not resumed; --pretrained starts from its signs"
         )
     saved = checkpoints.with_older_options(saved)
@@ -267,7 +273,7 @@ def resumed_options(path, saved, args, processes):
 
 
 def image_faults(options):
-    """The faults that training batches are drawn from: one; with --faulty_bit any one for each bit, and none."""
+    """The Faults from which each training batch draws one: just one; with --faulty_bit any, none and each bit."""
     what, offset = options["mem_fault"], options["neighbor_offset"]
     if options["faulty_bit"] != "any":
         return [fault_of(what, options["faulty_bit"], offset)]
@@ -287,11 +293,11 @@ def image_faults(options):
 def make_batches(args, options, processes):
     """The training batches, this process's share of the test batches, and the digest of the training images.
 
-    The test images have the fault of `options`; with faults of more than one bit they are clean. Adds to `options` what
-    the images decide.
+    The test images have the fault of `options`; with faults of more than one bit they are clean. Adds to `options` the
+    net, if the images determine it.
     """
     name, seed, device = options["dataset"], options["seed"], processes.device
-    with processes.first_alone():  # the others then find what it downloads, makes or caches
+    with processes.first_alone():  # the others then find what the first one downloads, makes or caches
         faults = [(fault, state_of(fault, name, args.data, args.workers)) for fault in image_faults(options)]
         images, labels = read_images(name, args.data, True, args.workers)
         options |= checkpoints.net_options(name, images, labels)
@@ -319,7 +325,7 @@ def make_batches(args, options, processes):
 
 
 def check_same(path, saved, images, say):
-    """UserError if a training would go on with other images; a line where another thread count changes the numbers."""
+    """UserError if a training would continue with other images. Says so if another thread count changes the numbers."""
     if saved.get("images", images) != images:
         raise UserError(
             f"{path} was trained on other images ({saved['images']}, here {images}): --data names their folder"
@@ -333,7 +339,7 @@ def check_same(path, saved, images, say):
 
 
 def make_net(path, options, saved):
-    """The net as training starts with it: random, with the signs of --pretrained, or as it was saved."""
+    """The net at the start of training: random, with the signs of --pretrained, or as saved."""
     torch.manual_seed(options["seed"])
     if saved:
         net = checkpoints.restore_net(path, saved, options)
@@ -347,7 +353,7 @@ def make_net(path, options, saved):
 
 
 def prepare(net, batches, options, saved, args, processes):
-    """The Training of a net on the device, with optimiser and random numbers as they were saved."""
+    """The Training of a net on the device. `saved` restores the states of optimiser, schedule and random numbers."""
     device = processes.device
     optimizer = make_optimizer(net, options)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, len(batches), options))
@@ -384,7 +390,7 @@ def prepare(net, batches, options, saved, args, processes):
 
 
 def check_for_evaluation(args):
-    """UserError if options are given that only a training heeds."""
+    """UserError if options are given that only a training uses."""
     if args.faulty_bit == "any":
         raise UserError("--faulty_bit any is for --train: an evaluation is of one bit, and sweep.py measures all")
     if args.pad is not None:
@@ -395,7 +401,7 @@ def check_for_evaluation(args):
 
 
 def in_bf16(args, device):
-    """Is training in bfloat16?"""
+    """True if training is in bfloat16."""
     return bf16_is_fast(device) if args.bf16 is None else args.bf16
 
 
@@ -404,7 +410,7 @@ def memory_format(args):
 
 
 def start_cycle(net, training, options, steps_per_pass, say):
-    """Where a later cycle begins, keep of the cycle before nothing but what its net computes."""
+    """At the start of each cycle but the first, keep signs and statistics of the net, and reset everything else."""
     cycle, step = divmod(training.scheduler.last_epoch, steps_of_cycle(steps_per_pass, options))
     if cycle and not step:
         say(f"cycle {cycle + 1} of {options['cycles']} starts from the signs of the last")
@@ -442,7 +448,7 @@ def one_epoch(net, training, batches, test_batches, epoch, fold, processes):
 
 
 def save(path, net, training, options, log, images, device):
-    """Save all that resuming needs, to the bit. images: digest of the training images."""
+    """Save all that bit-exact resuming needs. images: digest of the training images."""
     state = {
         "net": net.state_dict(),
         "acc": log[-1]["test_top1"],
@@ -461,14 +467,14 @@ def save(path, net, training, options, log, images, device):
 
 
 def warn_if_seen(pretrained, holdout, say):
-    """A line if the net that training starts from was trained on images that are now held out."""
+    """Says so if the net that training starts from was trained on images that are now held out."""
     seen = checkpoints.trained_as(pretrained, checkpoints.read_state(pretrained)).get("holdout", 0)
     if seen != holdout:
         say(f"warning: {pretrained} was trained with --holdout {seen}, so on some or all of the {holdout} images")
 
 
 def train(args, processes):
-    """Train from the start, or on from the checkpoint; save after every pass."""
+    """Train from the start, or continue from the checkpoint; save after every pass."""
     path = checkpoints.path_of(args.sess, args.seed)
     with processes.first_alone():
         check_writable(path)
@@ -477,7 +483,7 @@ def train(args, processes):
 
 
 def train_locked(path, args, processes):
-    """The same, while no other process writes the checkpoint."""
+    """Train, while the checkpoint is locked against other processes."""
     saved = checkpoints.read_state(path) if args.resume else None
     if saved:
         options = resumed_options(path, saved.get("options"), args, processes.number)
@@ -529,7 +535,7 @@ def train_locked(path, args, processes):
 
 
 def kept(path, epoch, more=""):
-    """What an interrupted training leaves, in words."""
+    """Text that says what an interrupted training has saved."""
     return f"{path} holds epoch {epoch}{more}" if epoch else "no epoch was finished"
 
 
@@ -600,7 +606,7 @@ def test(args, processes):
 
 
 def trials(args, processes, net, batches):
-    """The Score of each evaluation and the share of weight signs flipped in it: one, or NOISE_RUNS under noise."""
+    """(Scores, shares of flipped weight signs) of the evaluations: one, or under weight noise NOISE_RUNS."""
     tester = Folded(net) if args.fold else net
     fault = Fault("noise", level=args.noise) if args.noise else NO_FAULT
     scores, flips = [], []
@@ -623,7 +629,7 @@ def main():
         if args.export_finn:
             if not args.train and args.wsconv is not None:
                 raise UserError("--export_finn writes the net as it was trained: leave --wsconv and --no-wsconv out")
-            check_export_packages()  # before hours of training
+            check_export_packages()  # before, not after, hours of training
         (train if args.train else test)(args, processes)
         if args.export_finn and processes.rank == 0:
             export(args.sess, args.seed, args.data)

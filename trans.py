@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """Sort Tiny-ImageNet's validation images into class folders. Run once after downloading.
 
-    python trans.py                            # data/tiny-imagenet-200, unzipping data/tiny-imagenet-200.zip if need be
+    python trans.py                            # data/tiny-imagenet-200, unzips data/tiny-imagenet-200.zip if needed
     python trans.py FOLDER
 
 val/images/val_0.JPEG … becomes val/<wnid>/images/val_0.JPEG …, as val/val_annotations.txt says; that file stays.
-Images are moved, not copied. Everything is checked before anything moves, and a run that was interrupted is
-finished by the next. Any Python will do, no packages are needed.
+Images are moved, not copied. Everything is checked before the first image moves. If a run is interrupted, the next
+one finishes its work. Any Python works; no packages are needed.
 """
 
 import os
@@ -28,7 +28,7 @@ def unzip(archive, folder):
     try:
         with zipfile.ZipFile(archive) as file:
             print(f"unzipping {archive}, {len(file.namelist())} files …", flush=True)
-            file.extractall(partial)  # keeps to `partial`, whatever the members' names
+            file.extractall(partial)  # never writes outside of `partial`, whatever the members' names
         if not (partial / NAME).is_dir():
             raise UserError(f"{archive} holds no folder {NAME}: download {URL} again")
         (partial / NAME).rename(folder)
@@ -39,22 +39,22 @@ def unzip(archive, folder):
 
 
 def locate(given):
-    """The folder of the data set and the archive it comes from, for what was given on the command line: either one."""
+    """(folder of the data set, its archive). given: either of them, from the command line."""
     path = as_path(given).absolute() if as_path(given).name in ("", "..") else as_path(given)
     if path.suffix == ".zip":
         return path.with_suffix(""), path
-    if not (path / "val").is_dir() and (path / path.name / "val").is_dir():  # a folder in a folder, as some unzip it
+    if not (path / "val").is_dir() and (path / path.name / "val").is_dir():  # some programs unzip this way
         return path / path.name, path.with_name(f"{path.name}.zip")
     return path, path.with_name(f"{path.name}.zip")
 
 
 def is_junk(path):
-    """Has the system left this file, rather than the data set?"""
+    """True if the file is of the operating system, not of the data set."""
     return path.name.startswith(".") or path.name in ("Thumbs.db", "desktop.ini")
 
 
 def read_annotations(path):
-    """The lines of val_annotations.txt -> {file name: wnid}. UserError on a malformed or doubled line."""
+    """{file name: wnid} from the lines of val_annotations.txt. UserError for a malformed or repeated line."""
     if not path.is_file():
         raise UserError(f"{path} is missing: unzip {URL} again")
     wnids = {}
@@ -74,7 +74,7 @@ def read_annotations(path):
 
 
 def plan(val):
-    """Check val/ against its annotations. Returns [(from, to)] of what is to be moved, and {file name: wnid}."""
+    """Check val/ against its annotations. Returns [(from, to)] of the files to move, and {file name: wnid}."""
     wnids = read_annotations(val / "val_annotations.txt")
     waiting, sorted_into = {}, {}  # {file name: its path}
     for path in val.glob("*/**/*"):
@@ -111,7 +111,7 @@ def main():
 
 
 def prepare(folder, archive):
-    """Unzip the archive if need be, and sort the validation images."""
+    """Unzip the archive if needed, and sort the validation images."""
     if folder.is_dir() and not any(folder.iterdir()) and archive.is_file():
         folder.rmdir()
     if not folder.is_dir():
@@ -134,7 +134,7 @@ def prepare(folder, archive):
 
 
 def remove_emptied(folder):
-    """Remove a folder that holds nothing but empty folders and what the system has left there."""
+    """Remove a folder that holds only empty folders and files of the operating system."""
     if folder.is_dir():
         for path in sorted(folder.rglob("*"), reverse=True):
             path.rmdir() if path.is_dir() else path.unlink()

@@ -4,11 +4,11 @@
     python -m bench.evaluate                          # CIFAR-10 net
     python -m bench.evaluate --net tiny_imagenet_smaller --wsconv
 
-Both evaluate the same uint8 images as sweep.py does, Brevitas in float32 and channels_last, in turn, so that
-both see the same noise of the machine. Their logits are compared first. The ratio is taken round by round; its
-median is what to quote. Beside it stands the arithmetic limit, measured in the same rounds: one large product
-of the numbers that the folded net computes with, and the share of its rate that the whole net reaches (2
-operations for each multiply-accumulate of the layers, all else counted as nothing).
+Both evaluate the same uint8 images in the way of sweep.py, Brevitas in float32 and channels_last. They run in turn,
+so that both see the same load of the machine. Their logits are compared first. Each round gives a ratio; quote the
+median. The same rounds measure the arithmetic limit: the rate of one large matrix product in the number type of the
+folded net. The share of this rate that the net reaches is printed too. The net's rate counts 2 operations for each
+multiply-accumulate of the layers, and nothing else.
 """
 
 import statistics
@@ -75,7 +75,7 @@ def main():
         "product": product,
     }
     for call in calls.values():
-        seconds(call, device)  # kernels are made, memory is fetched
+        seconds(call, device)  # warm-up: kernels are compiled, memory is allocated
     rounds = []
     for number in range(1, args.rounds + 1):
         took = {name: seconds(call, device) for name, call in calls.items()}

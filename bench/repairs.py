@@ -4,7 +4,7 @@
     python -m bench.repairs                       # bit 6
     python -m bench.repairs --bits 7 6 5 4 3 2 1 0
 
-Round by round each repair runs once, so that all see the same noise of the machine; the median counts.
+Each repair runs once per round, so that all see the same load of the machine. The median of the rounds is printed.
 """
 
 import statistics

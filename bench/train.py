@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Images/s of this project's training step against the usual way, side by side in one run.
+"""Images/s of this project's training step against a usual one, side by side in one run.
 
     python -m bench.train --data data                      # CIFAR-10 net
     python -m bench.train --data data --dataset demo
@@ -7,9 +7,9 @@
     python -m bench.train --train_flip 0.05 --margin 3     # our step with these options against ours without
 
 usual: torchvision's CIFAR10 and transforms in a DataLoader, Brevitas' layers, float32, eager.
-ours: train_smaller.py's batches and step. Both on the same images, net, batch size and optimiser, in turn, so
-that both see the same noise of the machine (meant for CPUs: a GPU would want more steps in a round). The ratio
-is taken round by round; its median is what to quote.
+ours: train_smaller.py's batches and step. Both use the same images, net, batch size and optimiser. They
+run in turn, so that both see the same load of the machine. Each round gives a ratio; quote the median. Meant for
+CPUs: a GPU would need more steps in a round.
 """
 
 import statistics
@@ -35,10 +35,10 @@ from recipes import MODERN, make_loss, make_optimizer
 from repairs import fault_of
 
 ROUNDS = 5
-STEPS = 6  # of each way in a round
+STEPS = 6  # training steps of each way in a round
 BATCH_SIZE = MODERN.batch_size
-WARM_UP = 3  # steps before those that count, with --parts
-LARGE = 4096  # rows and columns of the product that tells the machine's limit
+WARM_UP = 3  # steps that are not counted, with --parts
+LARGE = 4096  # rows and columns of the matrices whose product gives the machine's limit
 WORKERS = 2  # DataLoader processes
 KINDS = {"cifar10": CIFAR10, "demo": Demo}
 PLAIN = {
@@ -70,7 +70,7 @@ def usual_steps(args, device):
 
 
 def our_training(args, device):
-    """A Training of train_smaller.py, at a constant learning rate, and its batches."""
+    """(Training as in train_smaller.py, at a constant learning rate; its batches)."""
     images, labels = read_images(args.dataset, args.data, True)
     fault = fault_of(args.mem_fault, args.faulty_bit, args.neighbor_offset)
     faults = [(fault, state_of(fault, args.dataset, args.data))]
@@ -95,7 +95,7 @@ def our_training(args, device):
 
 
 def our_steps(args, device):
-    """The same of ours."""
+    """A generator: each next() is one training step of ours."""
     training, batches = our_training(args, device)
     epoch = 0
     while True:
@@ -107,7 +107,7 @@ def our_steps(args, device):
 
 
 def parts(args, device):
-    """Print which share of our step is what, and what its products reach of the rate of one large product."""
+    """Print how our step's time divides, and the rate of its matrix products against that of one large product."""
     training, batches = our_training(args, device)
     times = {"data": [], "forward": [], "backward": [], "optimiser": []}
 
@@ -135,7 +135,7 @@ def parts(args, device):
     step = sum(medians.values())
 
     _, first, *_, total = costs(TOPOLOGIES["cifar_smaller"], 10)
-    operations = 2 * BATCH_SIZE * (3 * total.macs - first.macs)  # forward, by inputs, by weights; not by the images
+    operations = 2 * BATCH_SIZE * (3 * total.macs - first.macs)  # forward, input and weight gradients; images need none
     dtype = torch.bfloat16 if bf16_is_fast(device) else torch.float32
     a, b = (torch.randn(LARGE, LARGE, device=device).to(dtype) for _ in range(2))
     product = []
@@ -153,7 +153,7 @@ def parts(args, device):
 
 
 def timed(items, times, clock):
-    """The items, and in `times` how long each took to make."""
+    """Yields the items, and appends to `times` the seconds that each took to make."""
     items = iter(items)
     while True:
         start = clock()
@@ -179,8 +179,8 @@ def main():
     parser.add_argument("--dataset", choices=KINDS, default="cifar10")
     parser.add_argument("--data", default="data")
     parser.add_argument("--rounds", type=within(int, 1), default=ROUNDS)
-    parser.add_argument("--parts", action="store_true", help="where the time of our step goes, instead")
-    group = parser.add_argument_group("as of train_smaller.py: our step with these, against ours without")
+    parser.add_argument("--parts", action="store_true", help="print where the time of our step goes, instead")
+    group = parser.add_argument_group("options of train_smaller.py: compares our step with and without them")
     kinds = {"faulty_bit": within(int, 0, 7), "neighbor_offset": int, "train_flip": within(float, 0, 0.5)}
     kinds |= {"train_noise": within(float, 0), "margin": within(float, 0)}
     for name, value in PLAIN.items():
@@ -194,8 +194,8 @@ def main():
         ways = {"usual": usual_steps(args, device), "ours": our_steps(args, device)}
     else:
         ways = {"without": our_steps(plain, device), "with": our_steps(args, device)}
-    for steps in [*ways.values()] * 2:  # twice: compiling one net undoes what was compiled before
-        rate(steps, 2, device)  # workers start, kernels are compiled
+    for steps in [*ways.values()] * 2:  # twice, because compiling one net discards the compiled code of the other
+        rate(steps, 2, device)  # warm-up: workers start, kernels are compiled
     rates = {name: [] for name in ways}
     for number in range(1, args.rounds + 1):
         for name, steps in ways.items():
@@ -210,7 +210,7 @@ def main():
 
 
 def described(rates, ratio=None):
-    """Two rates, {name: images/s}, and how many times the first the second is, in words."""
+    """Text of two rates, {name: images/s}, and of their ratio, second / first."""
     first, second = rates.values()
     words = ", ".join(f"{name} {rate:.0f}" for name, rate in rates.items())
     return f"{words} images/s, {ratio or second / first:.2f} times"

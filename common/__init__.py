@@ -1,4 +1,4 @@
-"""What all parts share: command line, files written whole, digests. Standard library only."""
+"""Shared by all parts: command line, files written whole, digests. Standard library only."""
 
 from common.cli import Parser, UserError, bit_or_any, first_line, rank, run, within
 from common.digest import code_digest, content_digest, digest

@@ -9,11 +9,11 @@ import sys
 class UserError(ValueError):
     """Bad input. The message says in one line what is wrong, where, and what to do."""
 
-    status = 1  # of the script that ends with it
+    status = 1  # exit status of a script that ends with this error
 
 
 class Parser(argparse.ArgumentParser):
-    """Options are matched whole, and a wrong one ends the script with one line instead of the usage text."""
+    """An ArgumentParser without abbreviated options. A wrong option ends the script with one line, no usage text."""
 
     def __init__(self, **kwargs):
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
@@ -23,7 +23,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def within(kind, low=None, high=None, open_low=False):
-    """An argparse type: int or float from `low` (not itself with `open_low`) to `high`."""
+    """An argparse type: int or float (`kind`) from `low` to `high`; with `open_low`, above `low`."""
 
     def convert(text):
         try:
@@ -43,7 +43,7 @@ def within(kind, low=None, high=None, open_low=False):
 
 
 def bit_or_any(text):
-    """An argparse type: the number of a bit, or the word any."""
+    """An argparse type: the number of a bit, as int, or the word any."""
     try:
         return text if text == "any" else int(text)
     except ValueError:
@@ -51,13 +51,13 @@ def bit_or_any(text):
 
 
 def first_line(error):
-    """What an exception says in its first line; its kind if it says nothing."""
+    """The first line of an exception's message; the name of its class if the message is empty."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def run(main):
-    """Call main(). Bad input and a disk that refuses become one line and exit status 1, Ctrl-C one line and 130."""
-    for stream in (sys.stdout, sys.stderr):  # terminals that cannot show a sign get a ? in its place
+    """Call main(). Errors of the user or the disk end with one line and the error's status or 1, Ctrl-C with 130."""
+    for stream in (sys.stdout, sys.stderr):  # a character that the terminal cannot show becomes ?
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     try:
@@ -77,6 +77,6 @@ def rank():
 
 
 def _end(message, status):
-    if rank() == 0:  # of several processes that all found the same, one says so
+    if rank() == 0:  # if several processes find the same error, only the first prints it
         print(f"error: {message}", file=sys.stderr)
     sys.exit(status)

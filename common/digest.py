@@ -1,4 +1,4 @@
-"""Digests (SHA-256) of data, of nested content such as a checkpoint's, and of what functions do."""
+"""Digests (SHA-256) of data, of nested content such as a checkpoint's, and of the code of functions."""
 
 import ast
 import functools
@@ -45,10 +45,10 @@ def _bytes_of(tensor):
 
 
 def code_digest(*functions):
-    """The first 16 hexadecimal digits of the SHA-256 of some functions' code and of all that they refer to.
+    """The first 16 hexadecimal digits of the SHA-256 of the code of functions, and of everything that they refer to.
 
-    That is: functions and classes of this project, and numbers, strings and tuples of them that are constants of their
-    modules. Functions of libraries count by their names.
+    These are functions and classes of this project, and constants of their modules: numbers, strings and tuples. For
+    functions of libraries only the name counts. Docstrings and comments do not count.
     """
     found = {}
     for function in functions:
@@ -57,7 +57,7 @@ def code_digest(*functions):
 
 
 def _collect(value, found, name=""):
-    """Adds to `found`, {name: text}, the code of a value and of all that it refers to."""
+    """Adds to `found`, {name: text}, the code of a value and of everything that it refers to."""
     if isinstance(value, functools.partial):
         _collect(value.func, found)
         found[f"{value.func.__qualname__} of partial"] = repr((value.args, value.keywords))
@@ -84,7 +84,7 @@ def _collect(value, found, name=""):
 
 
 def _is_ours(value):
-    """Is it of this project, or of a script or notebook, rather than of an installed package?"""
+    """True if the code is of this project, a script or a notebook; False if it is of an installed package."""
     try:
         file = inspect.getsourcefile(value)
     except TypeError:  # built in

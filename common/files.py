@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all, kept when replaced, and written by one process at a time."""
+"""Files and folders that are written whole or not at all, renamed before replacement, and locked while written."""
 
 import os
 import platform
@@ -11,7 +11,7 @@ from common.cli import UserError
 
 try:
     import fcntl
-except ImportError:  # not on Windows: there nothing is locked
+except ImportError:  # Windows has no fcntl: nothing is locked there
     fcntl = None
 
 
@@ -23,9 +23,9 @@ def _partial(path, process):
 def written_whole(path):
     """Yields a temporary path beside `path` at which the block writes a file or makes a folder.
 
-    It replaces what lies at `path` when the block ends without an error, and is removed otherwise. The file is on the
-    disk before that. Folders above `path` are made. What killed processes have left of it is removed.
-    UserError if the system refuses.
+    If the block ends without an error, the result replaces what is at `path`; otherwise it is removed. A file is
+    flushed to the disk before it replaces another. Missing parent folders are made. Temporary files of killed processes
+    are removed. UserError if the system refuses.
     """
     partial = _partial(path, os.getpid())
     try:
@@ -40,7 +40,7 @@ def written_whole(path):
         os.replace(partial, path)
     except OSError as error:
         if error.filename not in (None, str(partial), str(path), str(path.parent)):
-            raise  # another file of the block's
+            raise  # the error is about another file that the block uses
         raise UserError(f"{path} cannot be written ({error.strerror or error})") from None
     finally:
         _remove(partial)
@@ -59,7 +59,7 @@ def write_bytes(path, data):
 
 
 def check_writable(path):
-    """UserError, before hours of work, if `path` cannot be written."""
+    """UserError if `path` cannot be written; for a check before hours of work."""
     partial = _partial(path, os.getpid())
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -79,7 +79,7 @@ def _remove(partial):
 
 
 def _remove_leftovers(path):
-    """Remove the temporary files of `path` whose processes are gone."""
+    """Remove the temporary files of `path` that ended processes have left."""
     pattern = re.compile(re.escape(path.name).join((r"\.", r"\.(\d+)\.partial")))
     for other in path.parent.iterdir():
         found = pattern.fullmatch(other.name)
@@ -92,7 +92,7 @@ def _alive(process):
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except OSError:  # it is another user's
+    except OSError:  # the process is another user's
         return True
     return True
 
@@ -115,9 +115,10 @@ def _old(path, number):
 
 @contextmanager
 def locked(path, what):
-    """Inside the `with` no other process has the lock of `path`, which need not exist. `what` names it in messages.
+    """Locks `path` inside the `with`, so that only one process writes it. `path` need not exist.
 
-    The operating system holds the lock: it is gone with the process. UserError, naming the holder, if it is taken.
+    The operating system frees the lock when the process ends. UserError, naming the holder, if another process has the
+    lock. what: name of `path` in the message.
     """
     file = path.with_name(f".{path.name}.lock")
     try:
@@ -137,13 +138,13 @@ def locked(path, what):
 
 
 def _take(file):
-    """An open file descriptor that holds the lock."""
+    """Take the lock. Returns the open file descriptor that holds it."""
     while True:
         held = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             if fcntl:
                 fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(held).st_ino == file.stat().st_ino:  # else its last holder has removed it in between
+            if os.fstat(held).st_ino == file.stat().st_ino:  # else the last holder has removed the file in between
                 os.truncate(held, 0)
                 os.write(held, f"process {os.getpid()} on {platform.node()}\n".encode())
                 return held
@@ -156,5 +157,5 @@ def _take(file):
 
 
 def as_path(text):
-    """A Path, with ~ for the home folder."""
+    """The Path of a text; ~ is the home folder."""
     return Path(text).expanduser()

@@ -1,4 +1,4 @@
-"""Images and their labels: the table of data sets, and one module for each format they come in."""
+"""Images and their labels: the table of data sets, and one module for each file format."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -14,7 +14,7 @@ from datasets.demo import Demo
 class DataSet(NamedTuple):
     title: str
     read: Callable  # (root, train, workers) -> uint8 array N×H×W×3, N labels
-    classes: int | None = None  # None: as many as its training images have
+    classes: int | None = None  # None: as many as the training images have
     net: str | None = None  # key of models.TOPOLOGIES; None: the first one for images of this size
 
 
@@ -40,7 +40,11 @@ DATASETS = {
 
 
 def read_images(name, root, train, workers=1):
-    """The images of a row of DATASETS (uint8 N×3×H×W, channels_last) and their labels (int64 N), on the CPU."""
+    """The images of a row of DATASETS (uint8 N×3×H×W, channels_last) and their labels (int64 N), on the CPU.
+
+    root: folder of all data sets; of class folders, the data set itself. train: False for the test images. workers:
+    threads that decode images.
+    """
     images, labels = DATASETS[name].read(as_path(root), train, workers)
     return to_tensor(images), torch.tensor(labels, dtype=torch.int64)
 
@@ -51,9 +55,10 @@ def to_tensor(images):
 
 
 def hold_out(images, labels, number):
-    """Splits off `number` training images for validation: (images, labels) to train on, (images, labels) held out.
+    """Splits off `number` training images for validation: [(images, labels) to train on, (images, labels) held out].
 
-    Which ones depends on the number of images alone. Both parts keep the order of the data set.
+    The choice is random but always the same for the same numbers of images. Both parts keep the order of the data set.
+    UserError if no image is left to train on.
     """
     if number >= len(labels):
         raise UserError(f"{number} of {len(labels)} training images held out leave none to train on")

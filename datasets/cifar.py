@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 as torchvision's classes hand them out, read without running code from their pickles."""
+"""CIFAR-10 and CIFAR-100 as torchvision's classes give them, read without running code from their pickle files."""
 
 import functools
 import io
@@ -13,7 +13,7 @@ from common import UserError, as_path
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Builds what NumPy arrays need and nothing else, so that a batch file cannot run code."""
+    """An unpickler that builds only what NumPy arrays need, so that a batch file cannot run code."""
 
     ALLOWED = (
         ("numpy", "ndarray"),
@@ -44,7 +44,7 @@ def _read(path):
 
 @functools.cache  # once per folder
 def _warn_unofficial(folder):
-    if "CIFAR_WARNED" in os.environ:  # run.sh has said so before
+    if "CIFAR_WARNED" in os.environ:  # run.sh has shown this warning before
         return
     print(f"warning: {folder} is not the official release (checksums differ); used as it is", file=sys.stderr)
 
@@ -52,16 +52,16 @@ def _warn_unofficial(folder):
 class CIFAR10(torchvision.datasets.CIFAR10):
     """torchvision's CIFAR10: same folder layout, arguments and items.
 
-    Official files are known by their checksums. Others with the right structure are used after one warning;
+    Official files are recognised by their checksums. Others with the right structure are used after one warning;
     missing, truncated or malformed ones raise UserError naming the file.
     """
 
     label_key = "labels"
-    official = True  # are there checksums to compare with?
+    official = True  # False if there are no checksums to compare with
 
     def __init__(self, root, train=True, transform=None, target_transform=None, download=False):
         root = as_path(root)
-        # torchvision's own __init__ insists on official files and unpickles them with code execution
+        # torchvision's own __init__ accepts official files only, and unpickles them in a way that can run code
         torchvision.datasets.VisionDataset.__init__(self, root, transform=transform, target_transform=target_transform)
         self.train = train
         self.folder = root / self.base_folder
@@ -73,7 +73,7 @@ class CIFAR10(torchvision.datasets.CIFAR10):
         self.targets = [label for _, labels in parts for label in labels]
 
     def _check_integrity(self):
-        """Are all files there? (What is in them is checked as they are read.)"""
+        """True if all files are there. Their contents are checked when they are read."""
         return not self._missing()
 
     def _missing(self):
@@ -82,7 +82,7 @@ class CIFAR10(torchvision.datasets.CIFAR10):
 
     def download(self):
         missing = self._missing()
-        if missing and self.folder.is_dir() and any(self.folder.iterdir()):  # files that are not ours to replace
+        if missing and self.folder.is_dir() and any(self.folder.iterdir()):  # files that must not be replaced
             raise UserError(
                 f"{missing[0]} is missing beside other files: put it there, or move {self.folder} away to have all "
                 "of them downloaded"

@@ -1,9 +1,9 @@
 """The demo data set: ten kinds of shapes, 32×32 colour images, in CIFAR-10's on-disk format.
 
-It is made on first use, the same on every machine, so that the whole chain can be tried without a download.
-Shapes of random place, size and tint lie on a shaded ground under noise; all ten kinds survive mirroring. Most
-grey levels are near the middle, where the upper bits of a pixel tell much about each other: that is what makes
-a bit worth copying, in photographs too.
+It is made on first use, the same on every machine, so that every script can be tried without a download. Shapes of
+random place, size and tint lie on a shaded background with noise; mirroring does not change the kind of a shape.
+Most grey levels are near the middle, where the upper bits of a pixel tell much about each other. This is why copying
+a bit helps, in photographs too.
 """
 
 import pickle
@@ -17,13 +17,13 @@ SEED = 0
 BATCHES = {**{f"data_batch_{i}": 1000 for i in range(1, 6)}, "test_batch": 1000}  # images in each file
 RADIUS = (7.0, 11.0)  # of a shape, pixels
 # grey levels of 255
-CONTRAST = (20, 60)  # between shape and ground, either of them the lighter one
-LEVEL = 22  # the level half-way between them lies within 128 ± this
-TINT = 12  # and within ± this of it in each channel
-SLOPE = 1.0  # of the shading, per pixel, at most
-NOISE = 6  # standard deviation; much more teaches the net to see through a random bit
+CONTRAST = (20, 60)  # between shape and background; either of them can be the lighter one
+LEVEL = 22  # the level half-way between shape and background is 128 ± at most this
+TINT = 12  # shift of that level in each channel, ± at most this
+SLOPE = 1.0  # of the shading: grey levels per pixel, at most
+NOISE = 6  # standard deviation; with much more, the net learns to ignore a random bit
 
-# u, v: offsets from the shape's centre in units of its radius, v downwards -> is the pixel inside?
+# u, v: offsets from the shape's centre in units of its radius, v downwards -> True inside the shape
 SHAPES = {
     "disc": lambda u, v: u**2 + v**2 < 1,
     "ring": lambda u, v: (u**2 + v**2 < 1) & (u**2 + v**2 > 0.36),
@@ -39,7 +39,7 @@ SHAPES = {
 
 
 class Demo(CIFAR10):
-    """The demo data set under `root`, made if it is not there; arguments and items as of CIFAR10."""
+    """The demo data set under `root`, made if it is not there; arguments and items as for CIFAR10."""
 
     base_folder = "demo-batches-py"
     official = False
@@ -70,13 +70,13 @@ def draw(count, rng):
 
 
 def settings():
-    """What decides the pixels, as text: a set made with others is made anew."""
+    """The constants that determine the pixels, as text. A data set made with other constants is made again."""
     return repr((SEED, BATCHES, RADIUS, CONTRAST, LEVEL, TINT, SLOPE, NOISE, list(SHAPES)))
 
 
 def make(folder):
     """Write the data set into `folder`, whole or not at all."""
-    rng = np.random.RandomState(SEED)  # its streams are frozen, unlike Generator's
+    rng = np.random.RandomState(SEED)  # its random streams never change with NumPy's version, unlike Generator's
     with written_whole(folder) as partial:
         partial.mkdir()
         for name, count in BATCHES.items():

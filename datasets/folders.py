@@ -2,7 +2,7 @@
 
     PATH/train/<class>/….png        and PATH/test/<class>/… or PATH/val/<class>/…
 
-Labels count the sorted names of the class folders in train/.
+The labels number the class folders in train/ by sorted name, from 0.
 """
 
 import hashlib
@@ -48,15 +48,16 @@ def class_names(folder):
 
 
 def image_files(folder):
-    """The sorted paths of the images in `folder` and below; [] if it is missing. Hidden files are no images."""
+    """The sorted paths of the images in `folder` and below; [] if it is missing. Hidden files are left out."""
     return sorted(path for path in folder.rglob("[!.]*") if path.suffix.lower() in IMG_EXTENSIONS)
 
 
 def decoded(folder, split, paths, workers, size=None):
-    """The images at `paths`, all of folder/split: uint8 N×H×W×3.
+    """The images at `paths`, which are all in folder/split: uint8 N×H×W×3.
 
-    The first call decodes them with `workers` threads and leaves <split>.npz in `folder`; later ones read that, unless
-    the name, size or date of an image has changed. size: (height, width) that all must have, default the first one's.
+    The first call decodes them with `workers` threads and writes <split>.npz into `folder`. Later calls read that file,
+    unless the name, size or date of an image has changed. size: (height, width) that all must have, default that of the
+    first image. UserError if an image cannot be read or has another size.
     """
     stats = [(path, path.stat()) for path in paths]
     lines = (f"{path.relative_to(folder / split)} {stat.st_size} {stat.st_mtime_ns}" for path, stat in stats)
@@ -103,7 +104,7 @@ def _read_cache(path, fingerprint):
         with np.load(path) as cache:
             if cache["fingerprint"].item() == fingerprint:
                 return cache["images"]
-    except Exception:  # whatever is wrong with it, it can be made again
+    except Exception:  # whatever is wrong with the cache, it can be made again
         pass
     return None
 
@@ -112,5 +113,5 @@ def _write_cache(path, images, fingerprint):
     try:
         with written_whole(path) as partial, open(partial, "wb") as file:
             np.savez(file, images=images, fingerprint=fingerprint)
-    except UserError as error:  # a read-only or full disk costs time at the next start, nothing else
+    except UserError as error:  # a read-only or full disk only costs time at the next start
         print(f"warning: {error}: the images will be decoded again next time")

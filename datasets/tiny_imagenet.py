@@ -1,4 +1,4 @@
-"""Tiny-ImageNet: its folders as its zip file has them, after trans.py has sorted the validation images."""
+"""Tiny-ImageNet, from the folders of its zip file, after trans.py has sorted the validation images."""
 
 import sys
 
@@ -13,7 +13,7 @@ SIZE = 64  # pixels a side
 
 
 def _images_of(place):
-    """The sorted paths of a class's images, in its folder images/ or in `place` itself."""
+    """The sorted paths of a class's images, in the folder images/ of `place` or in `place` itself."""
     own = image_files(place / "images") or [path for path in image_files(place) if path.parent == place]
     if not own:
         raise UserError(f"{place / 'images'} is missing or empty: unzip Tiny-ImageNet again and run python trans.py")
@@ -21,7 +21,7 @@ def _images_of(place):
 
 
 def read(folder, train, workers):
-    """The training or validation images: uint8 N×64×64×3, and their labels, int64 N, which count the sorted wnids.
+    """The training or validation images: uint8 N×64×64×3, and their labels, int64 N, by sorted wnid.
 
     Decoded once and cached, see folders.decoded. Images may lie in <wnid>/images/ or in <wnid>/ itself, and the whole
     in a folder of the same name inside `folder`. A line says where images are missing. UserError if a folder is missing

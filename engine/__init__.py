@@ -1,4 +1,4 @@
-"""What runs a net: batches, training steps, the one evaluation, checkpoint files, export, processes."""
+"""Everything that runs a net: batches, training steps, the evaluation, checkpoint files, export, processes."""
 
 from engine import checkpoints
 from engine.batches import EvalBatches, TrainBatches, scale, state_of, training_digest

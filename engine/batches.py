@@ -1,7 +1,7 @@
 """Batches on the device from a data set held in memory as uint8: shuffle, crop, flip, fault, repair, scaling.
 
-Images are uint8 tensors N×3×H×W in channels_last order: whole pixels lie together, so that cropping and
-flipping are one gather of pixels.
+Images are uint8 tensors N×3×H×W in channels_last order: the three values of a pixel are adjacent in memory, so
+that cropping and flipping are one gather of pixels.
 """
 
 import functools
@@ -24,7 +24,7 @@ def scale(images):
 
 
 def state_of(fault, dataset, root, workers=1):
-    """What the repair of a Fault has learned from the training images of a data set; None if it learns nothing."""
+    """The state that a Fault's repair has learned from the training images of a data set; None if it learns nothing."""
     if fault.repair is None or REPAIRS[fault.repair].learn is None:
         return None
     found = training_digest(dataset, root, workers)
@@ -54,15 +54,14 @@ class EvalBatches:
 class TrainBatches:
     """epoch(n) iterates over one pass: each image `duplicate` times, shuffled, cropped, flipped, with fault and repair.
 
-    Yields (float32 images in [0, 1], labels) on `device`. The set itself lies there too, as uint8. With
-    `world` processes each of them draws the same pass, and process `rank` gets its share of every batch of
-    world·batch_size images; nothing is left out or handed out twice. The last batch is smaller where the
-    numbers do not divide; so that batch norm has a batch to speak of, fewer than two images a process join
-    the batch before.
+    Yields (float32 images in [0, 1], labels) on `device`. The whole data set is stored there too, as uint8. With
+    `world` processes, each of them draws the same pass, and process `rank` gets its share of every batch of
+    world·batch_size images; every image goes to exactly one process. The last batch is smaller if the numbers do
+    not divide. If it has fewer than two images per process, too few for batch norm, it joins the batch before.
 
-    faults: (Fault, what its repair has learned or None); each batch has one of these, drawn at random.
-    padding: of the random crop, pixels of zero on each side; 0: none.
-    A pass depends on (seed, epoch) alone, and on the kind of device.
+    faults: list of (Fault, state that its repair has learned or None); each batch has one of these, drawn at random.
+    padding: of the random crop, pixels of zeros on each side; 0: no crop.
+    A pass depends only on (seed, epoch) and on the kind of device.
     """
 
     def __init__(self, images, labels, batch_size, padding, faults, seed, device, duplicate=1, rank=0, world=1):
@@ -85,7 +84,7 @@ class TrainBatches:
         return len(self.starts)
 
     def epoch(self, epoch):
-        """The pass that starts at `epoch`."""
+        """Yields the batches of the pass that starts at `epoch`."""
         self.generator.manual_seed(int(np.random.SeedSequence([self.seed, epoch]).generate_state(1)[0]))
         order = torch.randperm(self.total, generator=self.generator, device=self.device) % len(self.labels)
         for start, stop in zip(self.starts, [*self.starts[1:], self.total]):

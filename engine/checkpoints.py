@@ -3,22 +3,23 @@
 checkpoint/ckpt.t7.<sess>_<seed>.pth is a dict with the original's keys
 
     net        state dict of the CNV (the original's carry `module.` before every key if trained in parallel)
-    acc        accuracy after the last epoch, %: of the test images, or what `options` puts in their place
+    acc        accuracy after the last epoch, %: on the test images, or on those that `options` names instead
     epoch      number of epochs trained
     rng_state  state of torch's global generator on the CPU
 
 and, beside them, what resuming and rebuilding need: `options` (dict), `optimizer`, `scheduler`, `cuda_rng_state`
 and `log` (one dict for each epoch), `images` (digest of the training images) and `threads` (of the CPU). Files of this
-project also hold `sha256`, the digest of all else, which is checked at loading.
+project also hold `sha256`, the digest of all other entries, which is checked on loading.
 
-checkpoint/ckpt.t7.<sess>_<seed>.packed.pth (pack.py) holds what evaluation needs, one bit to a binary weight:
+checkpoint/ckpt.t7.<sess>_<seed>.packed.pth (pack.py) holds what evaluation needs, one bit per binary weight:
 
-    signs        {key: {"shape": list, "bits": uint8, np.packbits of weight >= 0}}, standardised weights' with WS
-    net          the other entries of the state dict, as they were
+    signs        {key: {"shape": list, "bits": uint8, np.packbits of weight >= 0}}; with WS of standardised weights
+    net          the other entries of the state dict, unchanged
     packed_from  first 16 hexadecimal digits of the SHA-256 of the checkpoint
     acc, epoch, options, log
 
-Its latent weights are -1 and +1: the same net, but nothing to put noise on or to resume.
+It is loaded with latent weights -1 and +1. The net computes the same, but training cannot resume from them, and weight
+noise on them has no meaning.
 """
 
 import csv
@@ -36,7 +37,7 @@ from models import CNV, TOPOLOGIES
 
 FOLDER = "checkpoint"
 
-# what a NumPy number needs, such as the accuracy in some originals; building it executes nothing else
+# classes that loading a NumPy number needs (the accuracy in some original checkpoints); they run no other code
 _scalar = np.float64(0).__reduce__()[0]
 NUMPY_NUMBERS = [
     (_scalar, "numpy.core.multiarray.scalar"),
@@ -44,29 +45,29 @@ NUMPY_NUMBERS = [
     np.dtype,
     *(type(np.dtype(kind)) for kind in (np.float16, np.float32, np.float64, np.int32, np.int64, np.bool_)),
 ]
-PREFIXES = ("module.", "_orig_mod.")  # of keys, from DataParallel and torch.compile
+PREFIXES = ("module.", "_orig_mod.")  # of keys; added by DataParallel and torch.compile
 
 
 class NoLatentWeights(UserError):
-    """A packed checkpoint cannot do this. run.sh leaves the cell of the table empty."""
+    """A packed checkpoint cannot do this. run.sh recognises the exit status and writes – into its table."""
 
     status = 3
 
 
 def path_of(sess, seed):
-    """Where the checkpoint of this session and seed lies."""
+    """The path of the checkpoint of this session and seed."""
     if not sess or Path(sess).name != sess:
         raise UserError(f"--sess {sess!r} cannot be part of a file name")
     return Path(FOLDER) / f"ckpt.t7.{sess}_{seed}.pth"
 
 
 def packed_path_of(sess, seed):
-    """Where the packed checkpoint of this session and seed lies."""
+    """The path of the packed checkpoint of this session and seed."""
     return path_of(sess, seed).with_suffix(".packed.pth")
 
 
 def find(sess, seed):
-    """The checkpoint of this session and seed to evaluate: the trained one, or where that is missing the packed one."""
+    """The path of the checkpoint to evaluate: the trained one, or if only that exists, the packed one."""
     path, packed = path_of(sess, seed), packed_path_of(sess, seed)
     return packed if packed.is_file() and not path.is_file() else path
 
@@ -110,9 +111,9 @@ def save(path, state):
 
 
 def write(path, state):
-    """Write a dict, with the digest of its content, as a checkpoint file, in place."""
+    """Write a dict, with the digest of its content, as a checkpoint file, directly to `path`."""
     state = {key: value for key, value in state.items() if key != "sha256"}
-    buffer = io.BytesIO()  # torch.save to a full disk ends with an error that does not say so
+    buffer = io.BytesIO()  # if the disk is full, torch.save to a file does not say so in its error
     torch.save({**state, "sha256": content_digest(state)}, buffer)
     path.write_bytes(buffer.getbuffer())
 
@@ -133,7 +134,7 @@ def read_state(path):
     try:
         with torch.serialization.safe_globals(NUMPY_NUMBERS):
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises half a dozen kinds
+    except Exception as error:  # torch.load raises many kinds
         foreign = re.search(r"GLOBAL (\S+) was not an allowed global", str(error))
         if foreign:
             raise UserError(
@@ -173,7 +174,7 @@ def _check_net(path, net, complaint):
 
 
 def _check_options(path, options):
-    """UserError unless the options of a training name a data set and a kind of net that are there."""
+    """UserError unless the options of a training name a known data set and a known net."""
     if not isinstance(options, dict) or not isinstance(options.get("dataset"), str):
         raise UserError(f"{path} is no checkpoint of this project: its 'options' name no dataset")
     if options["dataset"] not in DATASETS:
@@ -189,7 +190,7 @@ def _check_options(path, options):
 
 
 def check_finite(what, net):
-    """UserError, naming `what`, if a state dict holds infinite numbers, NaN or negative variances."""
+    """UserError if a state dict holds infinite numbers, NaN or negative variances. what: begins the message."""
     for key, value in net.items():
         if value.is_floating_point() and not value.isfinite().all():
             raise UserError(f"{what}: {key} holds numbers that are infinite or not numbers (NaN)")
@@ -203,7 +204,7 @@ def _without_prefixes(key):
     return key
 
 
-# what older checkpoints, which do not have these options, were trained with
+# values of these options for older checkpoints, which do not store them
 OLDER_OPTIONS = {
     "holdout": 0,
     "pad": 0,
@@ -211,7 +212,7 @@ OLDER_OPTIONS = {
     "train_noise": 0.0,
     "pretrained": "",
     "cycles": 1,
-    "padding": 4,  # but see below
+    "padding": 4,  # except for the data sets in OLDER_PADDING
     "soften": 0.0,
     "soften_weights": 0.0,
     "norm_momentum": 0.1,
@@ -219,19 +220,19 @@ OLDER_OPTIONS = {
     "clip": math.inf,
     "margin": 0.0,
 }
-OLDER_PADDING = {"tiny_imagenet": 0, "demo": 0}  # of these data sets
+OLDER_PADDING = {"tiny_imagenet": 0, "demo": 0}
 
 
 def with_older_options(options):
-    """The options of a checkpoint, those added that it is too old to have."""
+    """The options of a checkpoint; those that it is too old to store have the values of OLDER_OPTIONS."""
     older = OLDER_OPTIONS | {"padding": OLDER_PADDING.get(options["dataset"], OLDER_OPTIONS["padding"])}
     return options | {name: value for name, value in older.items() if name not in options}
 
 
 def net_options(dataset, images, labels):
-    """The options that decide which net fits training images where the table of data sets leaves that open.
+    """The options that select the net for training images: `net` (a key of TOPOLOGIES) and `classes`.
 
-    {} where it does not, else `net` (a key of TOPOLOGIES) and `classes`. UserError if there is no net of that size.
+    {} if the table of data sets names the net. UserError if there is no net for images of this size.
     """
     if DATASETS[dataset].net:
         return {}
@@ -256,14 +257,14 @@ def check_fits(path, net, images, labels):
 
 
 def build_net(options, init=1.0):
-    """A new CNV. options: with dataset, wsconv and pad, and net and classes where the data set leaves them open."""
+    """A new CNV. options: dataset, wsconv and pad, and from net_options net and classes, if any. init: see CNV."""
     row = DATASETS[options["dataset"]]
     topology = TOPOLOGIES[options.get("net", row.net)]
     return CNV(topology, options.get("classes", row.classes), options["wsconv"], init, pad=options["pad"])
 
 
 def restore_net(path, state, options):
-    """The CNV of a loaded checkpoint. UserError if it is the state of another net than that of `options`."""
+    """The CNV of a loaded checkpoint. UserError if the state does not fit the net of `options`."""
     net = build_net(options)
     own, found = net.state_dict(), state["net"]
     for key in [*own, *found]:
@@ -280,7 +281,7 @@ def restore_net(path, state, options):
 def restart_net(path, options, init):
     """A net with the signs and statistics of a checkpoint (packed or not), its latent weights at -init and +init.
 
-    options: as of build_net. Where its `pad` is what the checkpoint was trained with, it computes as that net does.
+    options: as for build_net. With the `pad` of the checkpoint's training, the net computes what that net computes.
     """
     _, trained, _ = load_net(path, options["dataset"])
     net = restore_net(path, {"net": trained.state_dict()}, options)
@@ -289,7 +290,7 @@ def restart_net(path, options, init):
 
 
 def trained_as(path, state):
-    """The options of a checkpoint's training, at least what build_net needs; an original's are in its name."""
+    """The options of a checkpoint's training, at least those for build_net; an original's are from its file name."""
     if "options" in state:
         return {"pad": OLDER_OPTIONS["pad"], **state["options"]}
     sess = path.name.removeprefix("ckpt.t7.")
@@ -298,11 +299,12 @@ def trained_as(path, state):
 
 
 def load_net(path, dataset=None, wsconv=None):
-    """The data set's name, the net in evaluation mode and the dict of a checkpoint.
+    """(data set's name, net in evaluation mode, dict) of a checkpoint.
 
-    A checkpoint says what it was trained on, an original's name does; `dataset`, where given, must agree with the
-    former and overrides the latter. wsconv: evaluate with weight standardisation or without; None: as it was trained.
-    UserError if the data set is another, the net doesn't fit, or `wsconv` is not that of a packed net's training.
+    dataset: None, or the data set that the checkpoint must be trained on. An original checkpoint does not store it:
+    there `dataset` replaces the guess from the file name. wsconv: evaluate with weight standardisation or without;
+    None: as it was trained. UserError if the data set differs, or the net does not fit. NoLatentWeights if `wsconv`
+    is not that of a packed net's training.
     """
     state = read_state(path)
     options = trained_as(path, state)
@@ -313,8 +315,8 @@ def load_net(path, dataset=None, wsconv=None):
     if wsconv is not None and wsconv != options["wsconv"]:
         if "signs" in state:
             raise NoLatentWeights(
-                f"{path} is packed: {'with' if wsconv else 'without'} weight standardisation, other than in its "
-                "training, a net needs latent weights, and it holds signs only"
+                f"{path} is packed and holds signs only: evaluating it {'with' if wsconv else 'without'} weight "
+                "standardisation, other than in its training, needs latent weights"
             )
         options["wsconv"] = wsconv
     return options["dataset"], restore_net(path, state, options).eval(), state

@@ -26,7 +26,7 @@ class Score(NamedTuple):
 
     @property
     def top5(self):
-        """%."""
+        """Top-5 accuracy, %."""
         return 100 * self.correct5 / self.n
 
     @property
@@ -36,9 +36,10 @@ class Score(NamedTuple):
 
 
 def score(logits, labels):
-    """float logits N×classes, int64 labels N -> Score, as tensors on their device (no synchronisation).
+    """The fields of a Score as one float64 tensor, from float logits N×classes and int64 labels N, on their device.
 
-    Of equal logits, which sums of ±1 often are, the first class comes first, everywhere.
+    Does not synchronise with the device. Among equal logits, which are frequent with sums of ±1, the lower class comes
+    first, on every device.
     """
     order = logits.sort(dim=1, descending=True, stable=True).indices
     hits = order[:, :5] == labels[:, None]
@@ -53,7 +54,7 @@ def score(logits, labels):
 
 
 def to_score(sums):
-    """The tensor of score(), or a sum of several -> Score."""
+    """The Score from a tensor of score(), or from a sum of several."""
     n, correct, correct5, loss_sum = sums.tolist()
     return Score(int(n), int(correct), int(correct5), loss_sum)
 
@@ -62,7 +63,7 @@ def to_score(sums):
 def evaluate(net, batches):
     """The Score of `net` in evaluation mode over batches of (float32 images N×3×H×W in [0, 1], labels N).
 
-    Always float32, where the sums of ±1 are exact; so nothing depends on how the images are batched.
+    Always in float32, where the sums of ±1 are exact, so the result does not depend on the batch size.
     """
     training = net.training
     net.eval()
@@ -73,9 +74,9 @@ def evaluate(net, batches):
 
 
 def measure(fault, net, tester, batches, seed):
-    """The Score of a net under a weight fault, and the share of signs flipped; None for a fault of other memories.
+    """(Score of a net under a weight fault, share of signs flipped). For other faults the share is None.
 
-    tester: what is evaluated, the net itself or Folded(net).
+    tester: what is evaluated, the net itself or Folded(net). batches: of images that already have an image fault.
     """
     with faulty_weights(fault, net, seed) as flipped:
         if flipped is not None and tester is not net:

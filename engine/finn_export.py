@@ -1,4 +1,4 @@
-"""Export of a checkpoint for FINN: the QONNX file, checked against the net as it is and as FINN recodes it."""
+"""Export of a checkpoint for FINN: a QONNX file, compared with the net, both as written and as FINN recodes it."""
 
 import importlib.util
 from hashlib import sha256
@@ -16,11 +16,11 @@ from models.qonnx_graph import recoded, to_qonnx
 
 FOLDER = "export_finn"
 PACKAGES = ("onnx", "qonnx")
-TOLERANCE = 1e-4  # of logits, which are normalised sums of ±1: rounding leaves some 1e-6
+TOLERANCE = 1e-4  # of logits; rounding alone gives about 1e-6
 
 
 def check_export_packages():
-    """UserError unless the packages are there that only the export needs."""
+    """UserError if a package that only the export needs is missing."""
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(
@@ -30,7 +30,7 @@ def check_export_packages():
 
 
 def execute(model, images, title):
-    """Logits (float32 N×classes) of a qonnx model on float32 images N×3×H×W in [0, 1], as many at once as it takes."""
+    """Logits (float32 N×classes) of a qonnx model on float32 images N×3×H×W in [0, 1]. title: of the progress bar."""
     from qonnx.core.onnx_exec import execute_onnx
 
     batch = model.get_tensor_shape("images")[0]
@@ -42,9 +42,9 @@ def execute(model, images, title):
 
 
 def verify(path, images, expected, target):
-    """UserError unless the file, as it is and recoded as by FINN, gives the expected logits. Says what it found.
+    """UserError unless the file, as written and as FINN recodes it, gives the expected logits. Prints the result.
 
-    path: the file; target: the name that it will get.
+    path: the file. target: its final path, for messages.
     """
     from qonnx.core.modelwrapper import ModelWrapper
 
@@ -62,7 +62,7 @@ def verify(path, images, expected, target):
 def export(sess, seed, data, batch=1, number=16):
     """Write the QONNX file of a checkpoint, unless it differs from the net on the first `number` test images.
 
-    batch: images that the file takes at once.
+    batch: images that the file takes at once. number: 0 to skip the comparison.
     """
     check_export_packages()
     import onnx
@@ -84,7 +84,7 @@ def export(sess, seed, data, batch=1, number=16):
         model = to_qonnx(net, batch)
     except ValueError as error:
         raise UserError(f"--batch {batch}: {error}") from None
-    onnx.helper.set_model_props(model.model, metadata)  # not qonnx's own: it puts them into the graph, where few look
+    onnx.helper.set_model_props(model.model, metadata)  # qonnx's own stores them in the graph, where few tools look
     images = expected = None
     with written_whole(path) as partial:
         model.save(str(partial))
@@ -95,7 +95,7 @@ def export(sess, seed, data, batch=1, number=16):
             with torch.inference_mode():
                 expected = net(images)
             verify(partial, images, expected, path)
-        for sample in samples:  # those of another file would not fit this one
+        for sample in samples:  # samples of an earlier export would not fit this file
             sample.unlink(missing_ok=True)
     for sample, values in zip(samples, (images, expected)):
         if values is not None:

@@ -15,17 +15,17 @@ from tqdm import tqdm
 from common import UserError, rank
 from engine.evaluation import to_score
 
-TIMEOUT = timedelta(days=1)  # of collective operations: one process may have the slower share
+TIMEOUT = timedelta(days=1)  # of collective operations; long, since one process may be much slower
 
 
 def _end_with_parent():
-    """Have Linux end this process when torchrun, which started it, is gone."""
+    """Make Linux end this process when torchrun, its parent, ends."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 class Processes:
-    """The processes torchrun started, or this one alone: who prints, who has which share, sums over all of them."""
+    """The processes that torchrun started, or this one alone: printing, shares of the work, sums over processes."""
 
     def __init__(self):
         self.rank, self.number = rank(), int(os.environ.get("WORLD_SIZE", 1))
@@ -33,7 +33,7 @@ class Processes:
         self.device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
         if self.device.type == "cuda":
             wanted, there = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
-            if wanted > there:  # asked by every process, as only the first one speaks
+            if wanted > there:  # checked by every process, because only the first one prints errors
                 raise UserError(f"{wanted} processes want a GPU each, and {there} are there")
             torch.cuda.set_device(self.device)
         if self.number > 1:
@@ -45,7 +45,7 @@ class Processes:
             print(line, flush=True)
 
     def bar(self, batches, title, total):
-        """`batches` with a progress bar, on a terminal, of the first process."""
+        """`batches` with a progress bar; only the first process shows it, and only on a terminal."""
         return tqdm(batches, title, total, leave=False, disable=None if self.rank == 0 else True)
 
     def share(self, rows):
@@ -62,14 +62,14 @@ class Processes:
         return to_score(self.sum(torch.tensor(score, dtype=torch.float64, device=self.device)))
 
     def same_buffers(self, net):
-        """Batch-norm statistics of the first process for all: it is its net that is saved."""
+        """Copy the first process's batch-norm statistics to all, because its net is the one that is saved."""
         if self.number > 1:
             for buffer in net.buffers():
                 dist.broadcast(buffer, 0)
 
     @contextmanager
     def first_alone(self):
-        """The first process goes through the block before the others; if it fails there, they end without a word."""
+        """The first process runs the block before the others; if it fails there, they end without a message."""
         failed = torch.ones(1, device=self.device)
         if self.rank > 0 and self.sum(torch.zeros_like(failed)).item():
             sys.exit(UserError.status)
@@ -81,7 +81,7 @@ class Processes:
                 self.sum(failed)
 
     def wait(self):
-        """Until all processes are here."""
+        """Wait until all processes have come here."""
         if self.number > 1:
             dist.barrier()
 

@@ -10,16 +10,16 @@ from torch import nn
 from engine.evaluation import score
 from faults import TrainingFaults
 
-CHECK = 50  # steps
+CHECK = 50  # steps between two checks that the loss is finite
 RECOMPILE_LIMIT = 64  # one compiled function per activation shape (models/fused.py)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """What a step of a training works with."""
+    """What a training step needs."""
 
-    model: nn.Module  # the net, compiled, over all processes
-    batch_size: int  # images of the batches that run compiled; another size runs eager: it occurs once in a pass
+    model: nn.Module  # the net, compiled and data-parallel if asked for
+    batch_size: int  # images of a compiled batch; another size, which occurs once in a pass, runs eager
     layout: torch.memory_format
     autocast: torch.autocast
     compute_loss: Callable  # (logits, labels) -> scalar
@@ -31,9 +31,9 @@ class Training:
 
 
 def train_pass(training, batches):
-    """One optimiser step per batch. Returns score() and loss summed over the images, as tensors, and the last lr.
+    """One optimiser step per batch. Returns the sums of score() and of the loss over all images, and the last lr.
 
-    Ends early where the loss is no longer finite; it is looked at every CHECK steps.
+    Ends early if the loss is not finite, which is checked every CHECK steps.
     """
     model, optimizer, scheduler = training.model, training.optimizer, training.scheduler
     sums = loss_sum = 0
@@ -59,12 +59,15 @@ def train_pass(training, batches):
 
 
 def bf16_is_fast(device):
-    """Has the device bfloat16 arithmetic, so that it beats float32?"""
+    """True if the device has bfloat16 arithmetic, which is then faster than float32."""
     return torch.cuda.is_bf16_supported(False) if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
 
 
 def compiled(net, batch_size, size, device, autocast, layout, say=print):
-    """torch.compile(net), tried on a batch that leaves no trace; `net` itself where that cannot run."""
+    """torch.compile(net); `net` itself if that cannot run here.
+
+    It is tried on a batch of zeros; afterwards the state of `net` is restored. say: prints why it cannot run.
+    """
     torch.compiler.reset()  # earlier compilations in this process would affect this one
     torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
     fast = torch.compile(net)
@@ -73,7 +76,7 @@ def compiled(net, batch_size, size, device, autocast, layout, say=print):
     try:
         with autocast:
             fast(images).sum().backward()
-    except Exception as error:  # no C++ compiler, an unsupported system, a fault of the compiler
+    except Exception as error:  # no C++ compiler, an unsupported system, a compiler error
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         say(f"torch.compile cannot run here, so training goes on without it ({reason})")
         fast = net

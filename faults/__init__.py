@@ -1,4 +1,4 @@
-"""What breaks: the description of a memory fault, and one function for each memory that applies it."""
+"""Memory faults: the description of a fault, and for each memory a function that applies it."""
 
 from faults.fault import IMAGE_KINDS, KINDS, MSB, NO_FAULT, NOISE_KINDS, WEIGHT_KINDS, Fault
 from faults.images import break_images, faulty_images, get_bit, image_bits, image_breaks, set_bit

@@ -1,4 +1,4 @@
-"""The description of a memory fault: one value for command line, data set class, training and sweep alike."""
+"""The description of a memory fault, the same for command line, data set class, training and sweep."""
 
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ KINDS = ("none", *IMAGE_KINDS, *WEIGHT_KINDS)
 class Fault(NamedTuple):
     """What is broken, and how it is repaired. Fields that do not apply are None.
 
-    Make those of images with repairs.fault_of, which checks them.
+    Make faults of images with repairs.fault_of, which checks them.
     """
 
     kind: str = "none"  # one of KINDS
@@ -20,7 +20,7 @@ class Fault(NamedTuple):
     repair: str | None = None  # a name in repairs.REPAIRS; None: unrepaired
     source: int | None = None  # the bit that repaired_n or repaired_s copies
     level: float | None = None  # images: share of the bit plane broken; noise: sigma_val; flips: probability
-    run: int = 0  # of what is random: run r draws with seed + r
+    run: int = 0  # number of the run, for random faults: run r draws with seed + r
 
     def __str__(self):
         if self.kind == "none":

@@ -12,15 +12,15 @@ def get_bit(images, bit):
 
 
 def set_bit(images, bit, values):
-    """Bit `bit` of every value becomes the one in `values` (uint8, 0 or 1, broadcastable); the others stay."""
+    """The images with bit `bit` of every value replaced by `values` (uint8, 0 or 1, broadcastable)."""
     return (images & (0xFF ^ (1 << bit))) | (values << bit)
 
 
 def break_images(fault, images, draw_bits, draw_broken=None):
-    """The images under an image fault (a Fault; no fault is one, too), unrepaired. uint8 of any shape -> the same.
+    """The images (uint8 of any shape) under an image fault, unrepaired; a Fault without a bit leaves them as they are.
 
-    draw_bits: shape -> uint8 0 or 1, what broken bits read at random.
-    draw_broken: (shape, share) -> bool, which values have the broken bit where that is a share of them only.
+    draw_bits: function shape -> uint8 0 or 1, the random values that broken bits read.
+    draw_broken: function (shape, share) -> bool, True where the bit is broken; only needed for a level below 1.
     """
     if fault.bit is None:
         return images
@@ -32,7 +32,7 @@ def break_images(fault, images, draw_bits, draw_broken=None):
 def faulty_images(fault, images, seed):
     """A whole data set (uint8 N×3×H×W) under an image fault, unrepaired.
 
-    What becomes of image i depends on (fault, seed, i) alone.
+    What breaks in image i, and what it reads, depends on (fault, seed, i) alone.
     """
     return break_images(
         fault,
@@ -42,15 +42,16 @@ def faulty_images(fault, images, seed):
     )
 
 
-@functools.lru_cache(4)  # in a sweep the faults of the same run follow each other
+@functools.lru_cache(4)  # a sweep measures the faults of a run one after another, on the same bits
 def _bits_of_all(seed, shape):
     return image_bits(seed, range(shape[0]), shape[1:])
 
 
 def image_bits(seed, indices, shape):
-    """What the broken bits of some images of a data set read: uint8 0 or 1, len(indices)×shape.
+    """The random values that the broken bits of some images read: uint8 0 or 1, len(indices)×shape.
 
-    Those of image i depend on (seed, i) alone, so neither on batch size nor on the order or number of workers.
+    indices: of the images in the data set. shape: of one image. The bits of image i depend on (seed, i) alone, not on
+    batch size, order or number of workers.
     """
     values = int(np.prod(shape))
     streams = [np.random.default_rng([seed, int(i)]).bytes((values + 7) // 8) for i in indices]
@@ -59,10 +60,10 @@ def image_bits(seed, indices, shape):
 
 
 def image_breaks(seed, indices, shape, share):
-    """Which values of some images have the broken bit, each with probability `share`: bool, len(indices)×shape.
+    """True for values of some images whose bit is broken, each with probability `share`: bool, len(indices)×shape.
 
-    As in image_bits those of image i depend on (seed, i) alone, in a stream of their own. What is broken at a
-    share is broken at every larger one.
+    As in image_bits, the result for image i depends on (seed, i) alone; the random stream is a separate one. A bit that
+    is broken at one share is broken at every larger share.
     """
     streams = [np.random.default_rng([seed, int(i), 1]).random(int(np.prod(shape))) for i in indices]
     return torch.from_numpy(np.stack([stream < share for stream in streams])).view(-1, *shape)

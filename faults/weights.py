@@ -1,4 +1,4 @@
-"""Faulty weights: noise on the latent ones, flips of the binary ones, in evaluation and in training."""
+"""Faulty weights: noise on latent weights, flips of binary weights, in evaluation and in training."""
 
 from contextlib import contextmanager, nullcontext
 
@@ -10,9 +10,9 @@ from models.wsconv import WSConv2d, WSLinear, standardize
 
 
 def faulty_weights(fault, net, seed):
-    """A context manager under which a net has the weights of a Fault. It yields the share of signs flipped, 0 to 1.
+    """A context manager: inside the `with`, the net has faulty weights. Yields the share of signs flipped, 0 to 1.
 
-    None for a fault of other memories, which leaves the weights alone.
+    A Fault of another memory leaves the weights unchanged, and yields None.
     """
     if fault.kind == "flips":
         return weight_flips(net, fault.level, seed)
@@ -23,10 +23,10 @@ def faulty_weights(fault, net, seed):
 
 @contextmanager
 def weight_noise(net, sigma_val, seed, relative=False):
-    """Inside the `with`, Gaussian noise of standard deviation sigma_val² lies on all latent weights of the net.
+    """Adds, inside the `with`, Gaussian noise of standard deviation sigma_val² to all latent weights of the net.
 
-    The noise is absolute, as the original's (sigma_val 0.8: standard deviation 0.64), or with `relative` in
-    units of each layer's root mean square weight. It comes before weight standardisation and binarisation.
+    The noise is absolute, as in the original (sigma_val 0.8: standard deviation 0.64), or with `relative` in
+    units of each layer's root mean square weight. It is added before weight standardisation and binarisation.
     Yields the share of binary weights, 0 to 1, whose sign it flips. The weights are restored exactly
     afterwards, after an exception too. net: a CNV in evaluation mode.
     """
@@ -51,11 +51,11 @@ def weight_noise(net, sigma_val, seed, relative=False):
 
 @contextmanager
 def weight_flips(net, probability, seed):
-    """Inside the `with`, each binary weight of the net has the other sign with `probability`, independently.
+    """Flips, inside the `with`, the sign of each binary weight of the net with `probability`, independently.
 
-    It is the binary weight that flips, after weight standardisation; latent weights stay as they are. What is
-    flipped at a probability is flipped at every higher one with the same seed. Yields the share of weights
-    flipped, 0 to 1. net: a CNV in evaluation mode.
+    Binary weights are flipped after weight standardisation; latent weights do not change. With the same seed, a
+    weight that is flipped at one probability is flipped at every higher one. Yields the share of weights flipped,
+    0 to 1. net: a CNV in evaluation mode.
     """
     layers = net.binary_layers()
     generator = torch.Generator().manual_seed(seed)
@@ -75,16 +75,16 @@ SIGN_BIT = -(1 << 31)  # of a float32, as int32
 
 
 class TrainingFaults:
-    """Faults of the weights in training: fresh ones in every forward pass, gone before the optimiser's step.
+    """Weight faults in training: new ones in every forward pass, removed before the optimiser's step.
 
     flip: probability that a binary weight has the other sign, below 1. noise: standard deviation of Gaussian noise on
-    the latent weights, in units of each layer's root mean square weight. With weight standardisation noise comes before
-    it and flips after it, as in evaluation. The gradient is that at the faulty weights; it goes to the latent weights
-    as they were. What a step draws depends on (seed, step) alone. For speed, each step reads a random window of one
-    store of normal numbers, or of sign bits, that is drawn once.
+    the latent weights, in units of each layer's root mean square weight. With weight standardisation, noise is added
+    before it and signs are flipped after it, as in evaluation. The gradient is computed at the faulty weights, and the
+    optimiser applies it to the intact latent weights. The faults of a step depend on (seed, step) alone. For speed,
+    each step reads a random window of one pre-drawn buffer of normal numbers, or of sign bits.
     """
 
-    SHIFTS = 1 << 20  # places at which the window may begin
+    SHIFTS = 1 << 20  # number of places where the window may start
 
     def __init__(self, net, flip, noise, seed):
         self.layers, self.flip, self.noise, self.seed = net.binary_layers(), flip, noise, seed
@@ -106,9 +106,9 @@ class TrainingFaults:
             return
         self.generator.manual_seed(int(np.random.SeedSequence([self.seed, step, 2]).generate_state(1)[0]))
         with_ws = [isinstance(layer, (WSConv2d, WSLinear)) for layer in self.layers]
-        # as_strided: all weights of a layer in the order of memory, whatever its format
+        # as_strided: all weights of a layer in memory order, whatever its memory format
         flat = [layer.weight.data.as_strided((layer.weight.numel(),), (1,)) for layer in self.layers]
-        # None: undoing the flips restores these exactly
+        # None where no copy is needed: undoing the flips restores these weights exactly
         intact = [weight.clone() if self.noise or ws else None for weight, ws in zip(flat, with_ws)]
         noise_start, flip_start = torch.randint(
             self.SHIFTS, (2,), generator=self.generator, device=flat[0].device
@@ -136,5 +136,5 @@ class TrainingFaults:
                     weight.copy_(before)
 
     def _window(self, store, start):
-        """Of a store what falls to each layer."""
+        """The window of a buffer that begins at `start`, split into one tensor for each layer."""
         return store[start : start + self.total].split([layer.weight.numel() for layer in self.layers])

@@ -2,7 +2,7 @@
 
 import logging
 
-# Brevitas imports it, and on a machine without a GPU it would report that at every start
+# Brevitas imports this module, which logs a warning at every start on a machine without a GPU
 logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
 
 from models.cnv import CNV, TOPOLOGIES, Topology  # noqa: E402

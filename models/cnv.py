@@ -1,7 +1,7 @@
 """CNV: the binarised VGG-like nets, 1-bit weights, 1-bit activations, 8-bit input.
 
-Source: Brevitas' bnn_pynq CNV (Umuroglu et al., "FINN", 2017), here with padding and other widths. Modules
-stand in two ModuleLists in the order of the original repository: checkpoint keys depend on it.
+Source: Brevitas' bnn_pynq CNV (Umuroglu et al., "FINN", 2017), here with padding and other widths. The
+modules are in two ModuleLists, in the order of the original repository, because checkpoint keys depend on it.
 """
 
 from typing import NamedTuple
@@ -49,10 +49,11 @@ TOPOLOGIES = {
 class CNV(nn.Module):
     """float32 images N×channels×size×size in [0, 1] -> float32 logits N×classes.
 
-    wsconv: convolutions with weight standardisation (models/wsconv.py).
-    pad: value that the hidden convolutions pad their ±1 inputs with, 0 or -1. The first one pads the image with 0.
-    init: latent weights start uniform in (-init, init). The net depends on their signs only, so what counts is
-    the ratio of the learning rate to it.
+    topology: a Topology. classes: number of logits. channels: of the images.
+    wsconv: True for convolutions with weight standardisation (models/wsconv.py).
+    pad: value with which the hidden convolutions pad their ±1 inputs, 0 or -1. The first one pads the image with 0.
+    init: latent weights start uniform in (-init, init). The net depends on their signs only, so only the ratio of
+    the learning rate to init matters.
     """
 
     def __init__(self, topology, classes, wsconv=False, init=1.0, channels=3, pad=0):
@@ -84,7 +85,7 @@ class CNV(nn.Module):
             BinaryLinear(features, classes, bias=False, weight_quant=BinaryWeight),
             TensorNorm(eps=EPS),
         ]
-        # softness of the activations in training: 0 for ±1, 1 for hard tanh, between them the mixture; not saved
+        # softness of the activations in training: 0 for ±1, 1 for hard tanh, between them a mixture; not saved
         self.register_buffer("softness", torch.zeros(()), persistent=False)
         for layer in self.binary_layers():
             nn.init.uniform_(layer.weight, -init, init)
@@ -94,21 +95,21 @@ class CNV(nn.Module):
         return [module for module in self.modules() if isinstance(module, (BinaryConv2d, BinaryLinear))]
 
     def norms(self):
-        """What keeps running statistics: the batch norms and the logits' TensorNorm."""
+        """The modules with running statistics: the batch norms and the TensorNorm of the logits."""
         return [module for module in self.modules() if isinstance(module, (nn.BatchNorm2d, nn.BatchNorm1d, TensorNorm))]
 
     @torch.no_grad()
     def take_signs(self, net, init):
-        """Latent weights become -init and +init, with the signs of a net's binary weights; it may be this one.
+        """Set each latent weight to -init or +init, with the sign of the corresponding binary weight of `net`.
 
-        net: of the same topology, with or without weight standardisation, in evaluation mode.
-        Weight standardisation takes the layer's mean off, which lies between them, so the signs stay.
+        net: a CNV of the same topology, with or without weight standardisation, in evaluation mode; may be this one.
+        Weight standardisation subtracts the layer's mean, which lies between -init and +init, so the signs stay.
         """
         for layer, trained in zip(self.binary_layers(), net.binary_layers(), strict=True):
             layer.weight.copy_(torch.where(trained.quant_weight().value < 0, -init, init))
 
     def soften(self, activations, weights):
-        """How soft both are in training from now on: 0 for ±1, 1 for hard tanh and for clamped latent weights."""
+        """Set the softness of both in training: 0 for ±1; 1 for hard tanh, and for clamped latent weights."""
         self.softness.fill_(activations)
         for layer in self.binary_layers():
             layer.softness.fill_(weights)
@@ -122,14 +123,14 @@ class CNV(nn.Module):
         return x
 
     def _apply_to(self, x, module):
-        """module(x), softened if it is a binary activation in training. The gradient is the same for every softness."""
+        """module(x); a binary activation is softened in training. The gradient is the same for every softness."""
         signs = module(x)
         if self.training and isinstance(module, QuantIdentity) and module is not self.conv_features[0]:
             return signs + self.softness * (x.clamp(-1, 1) - signs)
         return signs
 
     def _convolve(self, x):
-        """Applies conv_features to x. Compiled for training on a CPU, norm, activation and pool are one function."""
+        """Applies conv_features to x. Compiled for training on a CPU, batch norm, activation and pool run fused."""
         fuse = self.training and torch.compiler.is_compiling() and x.device.type == "cpu"
         modules = list(self.conv_features)
         while modules:

@@ -6,17 +6,18 @@ from typing import NamedTuple
 class LayerCost(NamedTuple):
     layer: str
     shape: tuple  # of its output for one image, after the pooling
-    macs: int  # multiply-accumulates for one image, those with the padding's zeros included
-    weight_bits: int  # of one weight
-    parameters: int  # weights, and gain and bias of the norm after them
+    macs: int  # multiply-accumulates for one image, including those with padding
+    weight_bits: int  # bits of one weight
+    parameters: int  # weights, and gains and biases of the norm after them
     weight_memory: int  # bits of all its weights
     activation_memory: int  # bits of its output for one image
 
 
 def costs(topology, classes, channels=3):
-    """A LayerCost for the input, each layer, and the sums.
+    """A list of LayerCost: the input, each layer, and the totals.
 
-    Activations are 1 bit, the input 8; the last layer's sums have the bits that whole numbers of their range need.
+    The input has 8 bits, a hidden activation 1. The last layer's outputs are whole numbers, and have as many bits as
+    the range of these numbers needs.
     """
     size = topology.size
     rows = [LayerCost("input", (channels, size, size), 0, 0, 0, 0, 8 * channels * size * size)]
@@ -41,7 +42,7 @@ def costs(topology, classes, channels=3):
 
 
 def table(rows):
-    """The rows of costs() as text."""
+    """The rows of costs() as a text table."""
     lines = [
         ("layer", "output", "MACs", "weight bits", "parameters", "weight memory (bits)", "activation memory (bits)")
     ]

@@ -3,16 +3,17 @@
     folded = Folded(net)
     logits = folded(images)  # net(images) in evaluation mode, many times faster
 
-A hidden layer of the net computes sign(batchnorm(sums)), and the sums of ±1 (in the first layer, of multiples
-of 2^-7) are whole numbers times a constant. A batch norm rises or falls with its input, so each channel is one
-comparison with a whole number. That number is found by asking the net's own batch norm, so that its rounding
-errors are in it. Where a batch norm falls, the channel's weights change sign instead.
+A hidden layer of the net computes sign(batchnorm(sum)). Its sums are whole numbers (in the first layer, whole
+multiples of 2^-7). In each channel the batch norm rises or falls with the sum, so the sign follows from comparing
+the sum with one whole number, the threshold. The threshold is found by evaluating the net's own batch norm, so it
+includes the rounding errors of the batch norm. Where a batch norm falls, the channel's weights are negated, and the
+comparison stays the same.
 
-On x86 CPUs a layer is one of oneDNN's 8-bit convolutions or products with the comparison fused into it.
-Activations are then 0 and 2 with a zero point, so that the padding is a true zero or a -1. Anywhere
-else the same signs and thresholds are used in float32, in which these sums are exact, too.
+On x86 CPUs each layer is one 8-bit convolution or matrix product of oneDNN with the comparison fused into it.
+Activations are then stored as 0 and 2 with a zero point, which allows a padding of 0 or of -1. On other devices the
+same signs and thresholds are used in float32, where these sums are exact, too.
 
-Source: thresholds in place of batch norms are Umuroglu et al., "FINN" (2017).
+Source: Umuroglu et al., "FINN" (2017), for thresholds in place of batch norms.
 """
 
 import functools
@@ -24,22 +25,22 @@ from torch import nn
 
 from models.quant import convolve
 
-STEPS = 128  # of the input quantiser between 0 and 1: Q1.7
-CHUNK = 125  # images that the CPU works on at once: their activations stay in its caches
+STEPS = 128  # steps of the input quantiser between 0 and 1: Q1.7
+CHUNK = 125  # images processed at once on a CPU, so that their activations stay in its caches
 
 
 class Folded(nn.Module):
-    """float32 images N×3×H×W in [0, 1] -> float32 logits N×classes, those of the CNV in evaluation mode.
+    """float32 images N×3×H×W in [0, 1] -> float32 logits N×classes, equal to those of the CNV in evaluation mode.
 
-    net: a CNV; it is put into evaluation mode and folded as it is now. When its weights change (its batch norms
-    must not), call `take_weights`.
-    int8: False for float32 even where 8-bit arithmetic is to be had.
+    net: a CNV. It is put into evaluation mode, and its present weights and batch norms are folded. Call
+    `take_weights` after its weights have changed; its batch norms must not change.
+    int8: False for float32 even where 8-bit arithmetic works.
     """
 
     def __init__(self, net, int8=True):
         super().__init__()
         self.net = net
-        self.eval()  # or evaluate() would put the net back into training
+        self.eval()  # so that evaluate(), which restores the mode it found, leaves the net in evaluation mode
         self.int8 = int8 and net.binary_layers()[0].weight.device.type == "cpu" and int8_works()
         layer_kind = _Int8Layer if self.int8 else _Layer
         self.layers = []
@@ -54,7 +55,7 @@ class Folded(nn.Module):
 
     @torch.no_grad()
     def take_weights(self):
-        """Take the binary weights anew, as the layers of the net quantise them now."""
+        """Take over the present binary weights of the net."""
         for layer in self.layers:
             layer.pack(layer.signs())
 
@@ -64,7 +65,7 @@ class Folded(nn.Module):
         return self.net.linear_features[-1](torch.cat([self._sums(chunk) for chunk in chunks]))
 
     def _sums(self, images):
-        """What the last layer sums up, before its TensorNorm: float32 N×classes, whole numbers."""
+        """The last layer's sums, before the TensorNorm: float32 N×classes, whole numbers."""
         x = ((2 * images - 1) * STEPS).round_().clamp_(-STEPS, STEPS - 1)  # the input quantiser, in units of 2^-7
         if self.int8:
             x = (x + STEPS).to(torch.uint8)
@@ -74,13 +75,16 @@ class Folded(nn.Module):
 
 
 class _Layer:
-    """A convolution or product of ±1 and, except in the last layer, the comparison after it: ±1 again. float32."""
+    """One layer in float32: convolution or matrix product with weights ±1, comparison (giving ±1), max pool.
+
+    The last layer has no comparison and no pool: it gives the sums.
+    """
 
     def __init__(self, module, norm, pool, first):
         self.module, self.pool = module, pool
         self.conv = isinstance(module, nn.Conv2d)
         self.pad = getattr(module, "pad", 0)
-        self.inputs = STEPS if first else 1  # from minus this to this
+        self.inputs = STEPS if first else 1  # inputs are in [-inputs, inputs]
         self.falls = self.threshold = None
         if norm is not None:
             self.falls = norm.weight < 0
@@ -102,12 +106,12 @@ class _Layer:
             x = F.linear(x.flatten(1), self.weight)
         if self.threshold is None:
             return x
-        # between two whole numbers, so that sums which a fast algorithm rounds do no harm
+        # compared half-way between two whole numbers, so that rounding in a fast convolution does no harm
         reached = x > self.threshold.view(-1, *[1] * (x.dim() - 2)) - 0.5
         return self.pooled(torch.where(reached, 1.0, -1.0))
 
     def pooled(self, x):
-        """The 2×2 max pool, where there is one."""
+        """x after the layer's 2×2 max pool; x itself if it has none."""
         if not self.pool:
             return x
         height, width = (size // 2 * 2 for size in x.shape[2:])
@@ -116,16 +120,16 @@ class _Layer:
 
 
 class _Int8Layer(_Layer):
-    """The same on uint8: 0 and 2 for -1 and +1.
+    """The same layer on uint8 activations: 0 stands for -1, and 2 for +1.
 
-    The padding is 0, too: with zero point 1 (as for the input 128) it is a true zero, with zero point 0 it is a -1, and
-    the sums are larger by the sum of their weights.
+    oneDNN pads with the zero point. With zero point 1 (128 for the input) the padding means 0. With zero point 0 it is
+    a stored 0 and means -1; each sum is then larger by the sum of its weights, which the bias subtracts.
     """
 
     def pack(self, weight):
         hidden, outputs = self.threshold is not None, len(weight)
         zero_point = 0 if self.pad else self.inputs
-        # 2·sum - 2·threshold + 2, clamped to 0 .. 2, is 0 below the threshold and 2 from it on.
+        # 2·sum - 2·threshold + 2, clamped to [0, 2], is 0 where sum < threshold, else 2
         scale = torch.full((outputs,), 2.0 if hidden else 1.0)
         bias = 2 - 2 * self.threshold if hidden else None
         if self.pad:
@@ -149,9 +153,9 @@ class _Int8Layer(_Layer):
 
 @torch.inference_mode()
 def find_threshold(norm, unit, bound):
-    """Least whole number t with norm(s·t·unit) >= 0, s being the sign of the norm's gain: float32, one per channel.
+    """For each channel the least whole number t with norm(s·t·unit) >= 0: float32. s is the sign of the norm's gain.
 
-    Searched from -bound to bound; more than bound where there is none.
+    Binary search from -bound to bound; bound + 1 if there is no such t.
     """
     sign = torch.where(norm.weight < 0, -1.0, 1.0)
     low = torch.full_like(sign, -bound)
@@ -166,7 +170,7 @@ def find_threshold(norm, unit, bound):
 
 @functools.cache
 def int8_works():
-    """Does PyTorch's 8-bit arithmetic run on this CPU, and give exactly what float32 gives? Tried on small layers."""
+    """True if PyTorch's 8-bit layers run on this CPU and give exactly the float32 results. Tried on small layers."""
     if "AVX" not in torch.backends.cpu.get_cpu_capability():
         return False
     random = torch.Generator().manual_seed(0)
@@ -191,6 +195,6 @@ def int8_works():
                 outputs = fast(bits if first else bits * 2)
                 if not torch.equal(plain(inputs), outputs if threshold is None else outputs - 1.0):
                     return False
-    except (AttributeError, RuntimeError):  # another PyTorch, or one without oneDNN
+    except (AttributeError, RuntimeError):  # another version of PyTorch, or a build without oneDNN
         return False
     return True

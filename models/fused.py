@@ -1,23 +1,25 @@
-"""Batch norm, binary activation and 2×2 max pool as one step of training, for torch.compile on CPUs.
+"""Batch norm, binary activation and 2×2 max pool fused for training with torch.compile on CPUs.
 
-What torch.compile makes of the three modules goes over the activations many times and works out much of the forward
-pass once more in the backward one. Here each direction is a function of its own that it compiles by itself and sees
-nothing beyond: statistics and signs forward, two sums and the gradient backward, each one pass over the activations.
+If torch.compile sees the three modules, its code reads the activations many times and computes much of the forward
+pass again in the backward pass. Here each direction is a custom operator, which the compiled net does not look into.
+The parts of an operator are compiled one by one, and each reads the activations once. Forward: the statistics, then
+the signs. Backward: two sums, then the gradient of the input.
 """
 
 import functools
 
 import torch
 
-REACH = 1.0  # the gradient of the sign passes where its argument is not beyond this
+REACH = 1.0  # the gradient passes the sign where |argument| <= REACH
 
 
 def normalized_signs(x, norm, softness, pool):
-    """pool(softened(norm(x))) in training, of x's dtype. The running statistics of `norm` take in the batch's.
+    """The softened signs of norm(x) in training, max-pooled if `pool`; in x's dtype. Updates norm's running statistics.
 
-    x: float N×C×H×W in channels_last; norm: a BatchNorm2d; softness: scalar tensor, 0 for signs, as in CNV; pool: is a
-    2×2 max pool wanted? Then H and W are even.
-    Gradients are those of the modules one by one: a window's goes to its first largest value, row by row.
+    x: float N×C×H×W in channels_last. norm: a BatchNorm2d. softness: scalar tensor, 0 for signs, as in CNV.
+    pool: True for a 2×2 max pool; H and W must then be even.
+    The gradients are those of the separate modules. The gradient of a window goes to its first largest value, row by
+    row.
     """
     signs, _, mean, var = torch.ops.cnv.normalized_signs(x, norm.weight, norm.bias, softness, norm.eps, pool)
     with torch.no_grad():
@@ -29,7 +31,7 @@ def normalized_signs(x, norm, softness, pool):
 
 
 def _windows(x):
-    """N×C×H×W as N×H/2×2×W/2×2×C, the order of memory in channels_last."""
+    """N×C×H×W viewed as N×H/2×2×W/2×2×C, the memory order of channels_last."""
     n, c, h, w = x.shape
     return x.permute(0, 2, 3, 1).view(n, h // 2, 2, w // 2, 2, c)
 
@@ -41,7 +43,7 @@ def _statistics(x):
 
 
 def _signs(x, mean, gain, bias, softness, pool):
-    """The softened signs. With pool also which value of each window is the first largest one (int8, 0 to 3)."""
+    """The softened signs. With `pool` also the position of the first largest value in each window (int8, 0 to 3)."""
 
     def act(values):
         normal = (values.float() - mean) * gain + bias
@@ -60,7 +62,7 @@ def _signs(x, mean, gain, bias, softness, pool):
 
 
 def _passed(gradient, x, mean, inverse, weight, bias, first):
-    """The normalised x and the gradient that the sign passes, float32 in the order of memory."""
+    """(normalised x, gradient that passes the sign), both float32 in memory order, channels last."""
     if first is None:
         x, gradient = x.permute(0, 2, 3, 1).flatten(0, 2), gradient.permute(0, 2, 3, 1).flatten(0, 2).float()
     else:
@@ -85,10 +87,10 @@ def _input_gradient(gradient, x, mean, inverse, weight, bias, first, weight_mean
     return result.to(x.dtype).view(n, h, w, c).permute(0, 3, 1, 2)
 
 
-INLINE = {"realize_reads_threshold": 100, "realize_opcount_threshold": 1000}  # nothing is stored on the way
+INLINE = {"realize_reads_threshold": 100, "realize_opcount_threshold": 1000}  # no intermediate tensor is stored
 
 
-@functools.cache  # on first use: torch.compile with options takes a second, which only training needs to spend
+@functools.cache  # compiled on first use: torch.compile with options takes a second, and only training needs it
 def _compiled(function):
     return torch.compile(function, dynamic=False, options=INLINE)
 

@@ -1,4 +1,4 @@
-"""The losses, and a term that can be added: float32 logits N×classes, int64 labels N -> scalar, the batch's mean."""
+"""Losses, and an extra term for them: (float32 logits N×classes, int64 labels N) -> scalar, the batch's mean."""
 
 import torch
 import torch.nn.functional as F
@@ -11,13 +11,13 @@ def squared_hinge(logits, labels):
 
 
 def shortfall(logits, labels, margin):
-    """By how much the label's logit misses a lead of `margin` over all others: the batch's mean, a scalar, 0 or more.
+    """A hinge on the logit margin: the batch's mean of max(0, margin - lead), a scalar, 0 or more.
 
-    The unit is the standard deviation of all the batch's logits, so that growing logits do not make it less. With
-    C classes and logits that name the right one alone, equally in all images, the lead is C / sqrt(C - 1): 3.33 for
-    ten. What leads by more stays right when weights are faulty; the term is a hinge on that, as in Buschjäger et al.,
-    "Margin-Maximization in Binarized Neural Networks for Optimizing Bit Error Tolerance" (2021), there of the output
-    itself.
+    lead: the label's logit minus the largest other logit, in standard deviations of all the batch's logits. In this
+    unit, larger logits do not make the term smaller. If the logits of all images are one-hot and right, the lead is
+    C / sqrt(C - 1) for C classes: 3.33 for ten. A prediction with a larger lead stays right under more weight faults.
+    Source: Buschjäger et al., "Margin-Maximization in Binarized Neural Networks for Optimizing Bit Error Tolerance"
+    (2021), where the hinge is on the output itself.
     """
     label = F.one_hot(labels, logits.shape[1]).bool()
     others = logits.masked_fill(label, -torch.inf).amax(1)

@@ -5,20 +5,21 @@
 
 FINN stores a ±1 activation as one bit, 0 for -1. Its padding writes zeros into that memory, so there a padded zero
 means -1. A net that pads with a true zero must not get 1-bit activations before a padded convolution. Every hidden
-layer is therefore written in whole numbers,
+layer is therefore written as whole numbers,
 
     x = 2·sum + 1 - 2·threshold        an odd number, at least 1 where the sum reaches its threshold, else at most -1
 
 and followed by one of two quantisers, both of which give the sign of x exactly:
 
-    Quant, 2 bits, signed, narrow      before a padded convolution: -1, 0 and +1 have each a code, and padding is 0
+    Quant, 2 bits, signed, narrow      before a padded convolution: -1, 0 and +1 each have a code, and padding is 0
     BipolarQuant                       before a linear layer
 
-A net with pad=-1 wants just that padding, but no operator of QONNX pads ±1 with -1. It is written as FINN stores it:
-activations 0 and 1, convolutions as Im2Col and XnorPopcountMatMul, which counts equal bits, thresholds on the counts.
+A net with pad=-1 needs this padding of -1, but no operator of QONNX pads ±1 with -1. Such a net is written as FINN
+stores it: activations are 0 and 1; a convolution is Im2Col and XnorPopcountMatMul, which counts equal bits; the
+thresholds are on the counts.
 
-Sums and thresholds are those of models/folded.py: a channel whose batch norm has a negative gain has its weights with
-the opposite sign.
+Sums and thresholds are those of models/folded.py: where the batch norm of a channel has a negative gain, the weights
+of the channel are negated.
 
 Source: QONNX (Pappalardo et al., 2022) and FINN (Umuroglu et al., 2017).
 """
@@ -36,13 +37,13 @@ ROWS_FIRST, CHANNELS_FIRST = [0, 2, 3, 1], [0, 3, 1, 2]  # permutations: N×C×H
 
 
 class _Graph:
-    """Collects nodes and constants. Methods that add a node return the name of its output, which the next one takes."""
+    """Collects nodes and constants. Methods that add a node return the name of its output, the next node's input."""
 
     def __init__(self):
         self.nodes, self.constants, self.datatypes, self.shapes = [], [], {}, {}
 
     def constant(self, value, datatype=None):
-        """A number or a tensor, as float32. datatype: qonnx's name of what it really is."""
+        """Add a number or a tensor, stored as float32; returns its name. datatype: qonnx's name of its true type."""
         from onnx import numpy_helper
 
         name = f"constant_{len(self.constants)}"
@@ -53,7 +54,7 @@ class _Graph:
         return name
 
     def add(self, kind, x, *operands, **attributes):
-        """A node. operands: names of constants, or their values."""
+        """Add a node. operands: names of constants, or their values."""
         from onnx import helper
 
         name = f"{kind}_{len(self.nodes)}"
@@ -62,21 +63,21 @@ class _Graph:
         return name
 
     def quant(self, x, bits, scale, narrow):
-        """Signed whole numbers times scale."""
+        """Add a quantiser to signed whole numbers of `bits` bits times scale. narrow: without the lowest one."""
         given = {"signed": 1, "narrow": int(narrow), "rounding_mode": "ROUND"}
         return self.add("Quant", x, scale, 0, bits, domain=GENERAL, **given)
 
     def bipolar(self, x):
-        """-1 and +1."""
+        """Add a quantiser to -1 and +1."""
         return self.add("BipolarQuant", x, 1, domain=GENERAL)
 
     def input(self, x):
-        """The net's 8-bit input quantiser."""
+        """Add the net's 8-bit input quantiser."""
         x = self.add("Add", self.add("Mul", x, 2), -1)
         return self.quant(x, bits=8, scale=1 / STEPS, narrow=False)
 
     def logits(self, x, norm):
-        """The net's TensorNorm, one step after the other as it does: the same rounding."""
+        """Add the net's TensorNorm, in the same steps as in the net, so that rounding is the same."""
         x = self.add("Sub", x, norm.running_mean)
         x = self.add("Div", x, (norm.running_var + norm.eps).sqrt())
         x = self.add("Mul", x, norm.weight)
@@ -85,7 +86,7 @@ class _Graph:
 
 
 def _product(graph, x, layer):
-    """What a layer sums up: its weights, ±1, times its inputs."""
+    """Add a layer's convolution or matrix product with weights ±1. Returns the name of the sums."""
     weight = layer.signs()
     if not layer.conv:
         return graph.add("MatMul", x, graph.bipolar(graph.constant(weight.T)))
@@ -95,7 +96,7 @@ def _product(graph, x, layer):
 
 
 def _write_padding_0(graph, layers):
-    """The layers of a net whose padding is a true zero. Returns the name of what the last one sums up."""
+    """Add the layers of a net that pads with a true zero. Returns the name of the last layer's sums."""
     x = graph.input("images")
     for layer, following in pairwise(layers):
         x = _product(graph, x, layer)
@@ -111,12 +112,12 @@ def _write_padding_0(graph, layers):
 
 
 def _equal_bits(graph, x, weight):
-    """How many of each output's inputs, 0 or 1, have the bit of their weight: rows of `weight` are outputs, ±1."""
+    """Add a count of equal bits between the inputs, 0 or 1, and each row of `weight`, ±1, outputs×inputs."""
     return graph.add("XnorPopcountMatMul", x, graph.constant((weight.T + 1) / 2, "BINARY"), domain=GENERAL)
 
 
 def _write_padding_minus_1(graph, layers, size):
-    """The layers of a net whose padding is -1, in 1-bit numbers. Returns the name of what the last one sums up."""
+    """Add the layers of a net that pads with -1, on 1-bit activations. Returns the name of the last layer's sums."""
     x = graph.input(graph.add("Transpose", "images", perm=ROWS_FIRST))
     for layer, following in pairwise(layers):
         weight = layer.signs()
@@ -131,12 +132,12 @@ def _write_padding_minus_1(graph, layers, size):
             threshold = layer.threshold / STEPS
         else:
             x = _equal_bits(graph, x, weight)
-            threshold = ((layer.threshold + inputs) / 2).ceil()  # the sum is twice the count, minus all inputs
+            threshold = ((layer.threshold + inputs) / 2).ceil()  # sum = 2·count - inputs
         bits = {"out_dtype": "BINARY", "out_scale": 1.0, "out_bias": 0.0, "data_layout": "NHWC" if layer.conv else "NC"}
         x = graph.add("MultiThreshold", x, threshold[:, None], domain=GENERAL, **bits)
         if layer.conv:
             size += 2 * layer.module.padding[0] - 2
-            graph.shapes[x] = [1, size, size, len(weight)]  # which qonnx does not find out before the pooling
+            graph.shapes[x] = [1, size, size, len(weight)]  # qonnx does not infer this shape before the pooling
         if layer.pool:
             x = graph.add("MaxPoolNHWC", x, kernel_shape=[2, 2], pads=[0, 0, 0, 0], strides=[2, 2], domain=GENERAL)
             size //= 2
@@ -152,7 +153,7 @@ def to_qonnx(net, batch=1):
     """The net in evaluation mode as a cleaned-up qonnx ModelWrapper.
 
     Its input `images` is float32 batch×3×size×size in [0, 1], its output `logits` float32 batch×classes.
-    batch: 1 for a net with pad=-1, since qonnx takes the windows of one image only; else ValueError.
+    batch: images at once. ValueError if it is not 1 for a net with pad=-1: qonnx's Im2Col takes one image only.
     """
     if net.pad and batch > 1:
         raise ValueError("a net with --pad -1 is written for one image at a time")
@@ -162,7 +163,7 @@ def to_qonnx(net, batch=1):
     from qonnx.transformation.infer_datatypes import InferDataTypes
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about optional packages that have no part in this
+        warnings.simplefilter("ignore")  # about optional packages that are not used here
         from qonnx.util.cleanup import cleanup_model
 
     graph, layers, size = _Graph(), Folded(net, int8=False).layers, net.topology.size
@@ -184,9 +185,10 @@ def to_qonnx(net, batch=1):
 
 
 def recoded(model):
-    """A copy for one image in which what is ±1 is one bit, 0 for -1, and convolutions are matrix products, as in FINN.
+    """A copy of the model as FINN recodes it, for one image.
 
-    As in FINN, the padding of a convolution stays 0: on 1-bit activations it now means -1.
+    Values ±1 become one bit, 0 for -1, and convolutions become matrix products. As in FINN, convolutions still pad
+    with 0, which now means -1 on 1-bit activations.
     """
     from qonnx.core.datatype import DataType
     from qonnx.core.modelwrapper import ModelWrapper
@@ -204,7 +206,7 @@ def recoded(model):
         (output,) = node.output
         datatype = model.get_tensor_datatype(output)
         weight = model.get_initializer(node.input[0])
-        if weight is not None:  # it is ±1 already
+        if weight is not None:  # a weight, which is ±1 already
             model.set_initializer(output, weight)
             model.set_tensor_datatype(output, datatype)
             model.graph.node.remove(node)
@@ -216,7 +218,7 @@ def recoded(model):
 
 
 def _replace_by_thresholds(model, node, datatype):
-    """Put a MultiThreshold in the place of an activation's quantiser: -1, +1 (BIPOLAR), or -1, 0, +1 (INT2)."""
+    """Replace an activation's quantiser by a MultiThreshold: -1, +1 (BIPOLAR), or -1, 0, +1 (INT2)."""
     import numpy as np
     from onnx import helper
 

@@ -56,13 +56,15 @@ class InputQ1_7(_ConstantScale, ActQuantSolver):
 
 
 class _Binary:
-    """Mix-in for Brevitas' layers: where the latent weights come from, and weights that are not yet binary.
+    """Mix-in for Brevitas' layers: the latent weight, softened weights in training, and flipped signs.
 
-    In training a layer computes with signs + softness·(latent - signs). Here the latent weights are divided by twice
-    their mean magnitude and clamped to ±1. softness: a scalar buffer, 0 for signs, not saved. The gradient passes
-    unchanged, as it does through the signs, whatever the softness is.
+    In training a layer computes with signs + softness·(latent - signs), where `latent` is the latent weight divided by
+    twice its mean magnitude and clamped to [-1, 1]. The gradient passes unchanged to the latent weight, as it does
+    through the signs, for every softness.
 
-    flips: None, or a bool tensor of the shape of `weight`: binary weights that have the other sign (faults/weights.py).
+    softness: a scalar buffer, 0 for signs, not saved.
+    flips: None, or a bool tensor of the shape of `weight`, True for binary weights with the other sign
+    (faults/weights.py).
     """
 
     flips = None
@@ -88,7 +90,7 @@ class _Binary:
 
 
 def convolve(x, weight, padding, value):
-    """2-d convolution of stride 1. padding: (rows, columns) on each side, of this value."""
+    """2-d convolution of stride 1. padding: (rows, columns) on each side, filled with `value`."""
     if value == 0:
         return F.conv2d(x, weight, padding=padding)
     rows, columns = padding
@@ -116,9 +118,9 @@ class BinaryLinear(_Binary, QuantLinear):
 class TensorNorm(nn.Module):
     """Batch norm with one mean and one variance for the whole tensor, scalar weight and bias.
 
-    float32 of any shape -> float32 of the same shape. In training the batch's mean and biased variance
-    normalise, and the running statistics take in the unbiased variance; in evaluation the running ones
-    normalise. It stands in for a batch norm after the last layer because one affine map over all logits keeps
+    float32 of any shape -> float32 of the same shape. Training normalises by the batch's mean and biased
+    variance, and updates the running statistics by the mean and unbiased variance. Evaluation normalises by the
+    running statistics. It replaces a batch norm after the last layer because one affine map over all logits keeps
     their order: hardware can leave it out.
 
     Source: Brevitas' bnn_pynq examples.

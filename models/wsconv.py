@@ -5,9 +5,9 @@ In training and in evaluation the layer computes with the signs of
     (w - mean(w)) / (std(w) + 1e-8) / sqrt(numel(w))
 
 where w is its latent weight, mean and std over the whole tensor. The latent weight itself is not changed: the optimiser
-steps it, checkpoints hold it, and weight noise is added to it. The gradient of the standardised weight goes to the
-latent weight as it is. Binarisation ignores the scale, so what changes the forward pass is the mean: a layer holds
-about as many +1 as -1.
+steps it, checkpoints hold it, and weight noise is added to it. The gradient of the standardised weight is passed to
+the latent weight unchanged. Binarisation ignores the scale, so only subtracting the mean changes the forward pass: a
+layer holds about as many +1 as -1.
 
 Source: the idea is Qiao et al., "Micro-Batch Training with Batch-Channel Normalization and Weight Standardization"
 (2019), there per output channel; the formula is the original repository's.
@@ -17,14 +17,14 @@ from models.quant import BinaryConv2d, BinaryLinear
 
 
 def standardize(weight):
-    """Zero mean and, but for the 1e-8, standard deviation numel^(-1/2) over the whole tensor; same shape and dtype."""
+    """The tensor with mean 0 and standard deviation numel^(-1/2) (apart from the 1e-8); same shape and dtype."""
     return (weight - weight.mean()) / (weight.std() + 1e-8) / weight.numel() ** 0.5
 
 
 class _WeightStandardized:
     """Mix-in for binary layers: their quantiser sees the standardised latent weight.
 
-    standardized: True while `weight` holds weights that are standardised already (training_faults.py).
+    standardized: True while `weight` is standardised already (TrainingFaults in faults/weights.py).
     """
 
     standardized = False
@@ -33,8 +33,8 @@ class _WeightStandardized:
         if self.standardized:
             return self.weight
         weight = self.weight.detach()
-        value = standardize(weight.double()).float()  # in float64, so that threads share the sums out as they like
-        return value + (self.weight - weight)  # plus 0, whose gradient is 1
+        value = standardize(weight.double()).float()  # float64, so that it does not matter how threads split the sums
+        return value + (self.weight - weight)  # adds 0, which has gradient 1
 
 
 class WSConv2d(_WeightStandardized, BinaryConv2d):

@@ -1,4 +1,4 @@
-"""What repairs have learned from clean training images, kept on disk beside the checkpoints."""
+"""What repairs learn from clean training images, stored beside the checkpoints."""
 
 import io
 from pathlib import Path
@@ -13,16 +13,16 @@ FOLDER = Path("checkpoint/repairs")
 
 
 def learned_state(repair, bit, dataset, images_digest, training_images):
-    """What a repair learns of a broken bit from the training images of a data set; None for repairs that learn nothing.
+    """The state that a repair learns for a broken bit from the training images of a data set; None if it learns none.
 
-    Read from checkpoint/repairs/<dataset>_<repair>_<bit>_<digest>.pt, which belongs to these images and this code;
-    learned and written where there is no such file.
-    images_digest: of the training images. training_images: () -> clean ones, uint8 N×3×H×W.
+    Read from checkpoint/repairs/<dataset>_<repair>_<bit>_<digest>.pt. The digest is of the images and of the code that
+    learns. If there is no such file, the state is learned and written there. UserError if the file cannot be read.
+    images_digest: of the training images. training_images: function that returns the clean ones, uint8 N×3×H×W.
     """
     learn = REPAIRS[repair].learn
     if learn is None:
         return None
-    repair = next(name for name, row in REPAIRS.items() if row.learn is learn)  # the first of those that share it
+    repair = next(name for name, row in REPAIRS.items() if row.learn is learn)  # repairs with one `learn` share a file
     learned_by = digest(images_digest.encode(), code_digest(learn).encode())[:8]
     path = FOLDER / f"{dataset}_{repair}_{bit}_{learned_by}.pt"
     if not path.is_file():
@@ -37,14 +37,14 @@ def learned_state(repair, bit, dataset, images_digest, training_images):
         if content_digest(found["state"]) != found["sha256"]:
             raise ValueError("its content is not what was written")
         return found["state"]
-    except Exception as error:  # torch raises half a dozen kinds
+    except Exception as error:  # torch.load raises many kinds
         raise UserError(f"{path} cannot be read ({first_line(error)}): delete it, and it is learned anew") from None
 
 
 def made_by(fault, images_digest):
-    """A digest of what makes the images under an image fault what they are: code, and what the repair learns from.
+    """A digest of what determines the images under an image fault: code, and the images that the repair learns from.
 
-    images_digest: of the training images; used by repairs that learn.
+    images_digest: of the training images; only used for repairs that learn.
     """
     if fault.repair is None:
         return code_digest(faulty_images)

@@ -1,7 +1,7 @@
-"""Repairs from the same pixel or from its neighbours: uint8 images …×3×H×W and the broken bit -> repaired images.
+"""Repairs from the same pixel or its neighbours: (uint8 images …×3×H×W, broken bit) -> repaired images.
 
-A repair sees the faulty images only, never the clean ones. A broken bit leaves two candidates for each value: `zeros`,
-with a 0 in its place, and zeros + 2^bit. Nothing here depends on what the broken bit reads.
+A repair sees the faulty images only, never the clean ones. A broken bit leaves two candidates for each value: the lower
+one, `zeros`, with the broken bit 0, and the upper one, zeros + 2^bit. No repair depends on what the broken bit reads.
 """
 
 import torch
@@ -11,17 +11,17 @@ from faults import MSB, get_bit, set_bit
 
 
 def zeros_of(images, bit):
-    """The lower candidates: uint8, whatever the broken bit reads."""
+    """The lower candidates: uint8 of the same shape, the broken bit set to 0."""
     return images & (0xFF ^ (1 << bit))
 
 
 def nearer(zeros, bit, prediction):
-    """Of the two candidates the one nearer to a prediction (int16 or float); the lower one if both are as near."""
+    """The candidate, uint8, nearer to a prediction (int16 or float); the lower one if both are equally near."""
     return zeros + ((prediction - zeros) * 2 > 1 << bit).to(torch.uint8) * (1 << bit)
 
 
 def copy_bit(images, bit, source):
-    """The bit at `source` of the same value."""
+    """The images with the broken bit copied from the bit at `source` of the same value."""
     return set_bit(images, bit, get_bit(images, source))
 
 
@@ -38,21 +38,22 @@ def constant_1(images, bit):
 
 
 def midpoint(images, bit):
-    """Halfway between the candidates, rounded down; changes other bits, too."""
+    """The value halfway between the candidates, rounded down; changes other bits, too."""
     return zeros_of(images, bit) + (1 << bit >> 1)
 
 
 def look_up(images, bit, table):
-    """The bit that the other seven say, by a table for each channel: `table`, uint8 0 or 1, 3×256, from learn_table."""
+    """The images with the broken bit looked up from the other seven. table: uint8 0 or 1, 3×256, from learn_table."""
     zeros = zeros_of(images, bit)
     channel = torch.arange(zeros.shape[-3], device=zeros.device)[:, None, None]
     return set_bit(zeros, bit, table.to(zeros.device)[channel, zeros.long()])
 
 
 def learn_table(images, bit):
-    """For each channel and all values of the other seven bits the more frequent bit, 0 if as frequent or never seen.
+    """The more frequent value of the bit, for each channel and each lower candidate: uint8 0 or 1, 3×256.
 
-    images: clean ones, uint8 N×3×H×W. Returns uint8 3×256; entries with the bit set are of no use, and 0.
+    0 if both values are equally frequent, or the candidate never occurs. Entries whose index has the bit set are 0, and
+    not used. images: clean ones, uint8 N×3×H×W.
     """
     table = torch.zeros(images.shape[1], 256, dtype=torch.uint8)
     for row, channel in zip(table, images.unbind(1)):
@@ -62,11 +63,11 @@ def learn_table(images, bit):
     return table
 
 
-GREY = 128  # what the first pixel is expected to be
+GREY = 128  # prediction for the first pixel
 
 
 def from_left(images, bit):
-    """The candidate nearer to the repaired left neighbour; in the first column, to the upper one."""
+    """The candidate nearer to the repaired left neighbour; in the first column, to the repaired upper one."""
     zeros = zeros_of(images, bit)
     repaired = zeros.clone()
     above = torch.full_like(zeros[..., 0, 0], GREY)
@@ -78,10 +79,10 @@ def from_left(images, bit):
 
 
 def from_median_predictor(images, bit):
-    """The candidate nearer to the median of left, upper, and left + upper - upper left, all of them repaired.
+    """The candidate nearer to the median of left, upper, and left + upper - upper left: the repaired neighbours.
 
-    In the first row and column, to the left or upper neighbour alone. Diagonal by diagonal, for what a pixel
-    needs lies on the two before.
+    In the first row the left neighbour alone counts, in the first column the upper one. Pixels are repaired diagonal
+    by diagonal, because the neighbours of a pixel lie on the two diagonals before.
     Source: the predictor is that of LOCO-I / JPEG-LS, Weinberger, Seroussi & Sapiro (2000).
     """
     zeros = zeros_of(images, bit)
@@ -105,7 +106,11 @@ NEIGHBOR_CHUNK = 10  # images at once
 
 
 def from_neighbors(images, bit):
-    """The candidate nearer to the mean of the eight neighbours' estimates, which start at the midpoints; in passes."""
+    """The candidate nearer to the mean of the eight neighbours' estimates.
+
+    The estimates start at the midpoints of the candidates. Each of NEIGHBOR_PASSES passes replaces them by the nearer
+    candidates.
+    """
     parts = images.reshape(-1, *images.shape[-3:]).split(NEIGHBOR_CHUNK)
     return torch.cat([_from_neighbors(part, bit) for part in parts]).view(images.shape)
 
@@ -115,14 +120,14 @@ def _from_neighbors(images, bit):
     neighbors = sum_of_neighbors(torch.ones_like(zeros[..., :1, :, :]))
     estimate = zeros + step // 2
     for _ in range(NEIGHBOR_PASSES):
-        # the mean's distance to the lower candidate, times the number of neighbours
+        # (mean of the neighbours - lower candidate) · number of neighbours
         above = sum_of_neighbors(estimate) - neighbors * zeros
         estimate = zeros + (2 * above > neighbors * step) * step
     return estimate.to(torch.uint8)
 
 
 def sum_of_neighbors(values):
-    """For each of int16 …×H×W the sum of the up to eight around it; they must fit."""
+    """The sum of the up to eight neighbours of each value: int16 …×H×W -> the same. Sums must fit into int16."""
     framed = F.pad(values, (1, 1, 1, 1))
     rows = framed[..., :-2] + framed[..., 1:-1] + framed[..., 2:]
     return rows[..., :-2, :] + rows[..., 1:-1, :] + rows[..., 2:, :] - values

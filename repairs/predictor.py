@@ -1,9 +1,9 @@
-"""A small convolutional net that says what broken bits were, from what is around them in all three channels.
+"""A small convolutional net that predicts broken bits from the neighbourhood in all three channels.
 
-It is fitted for each bit on clean training images, without labels: their bit is broken, and the net learns to tell
-it. What it sees are the lower candidates, the candidates of least total variation, and which those are; three 3×3
-convolutions follow, so that a value is judged by a neighbourhood of 2·(1 + 2 + 1) + 1 = 9 by 9 pixels, and by the
-total variation beyond.
+One net is fitted for each bit on clean training images, without labels: the bit is removed, and the net learns to
+predict it. Its inputs are the lower candidates, the candidates of least total variation, and which of the two
+candidates these are. Three 3×3 convolutions with dilations 1, 2, 1 follow. So a value is judged by a neighbourhood of
+2·(1 + 2 + 1) + 1 = 9 by 9 pixels, and through the total variation also by pixels beyond.
 """
 
 import torch
@@ -17,7 +17,7 @@ from repairs.total_variation import least_variation
 WIDTH = 32  # channels between the convolutions
 DILATIONS = (1, 2, 1)
 CHUNK = 100  # images at once
-PIXELS = 5_000 * 32 * 32  # of the training images, to fit on
+PIXELS = 5_000 * 32 * 32  # pixels of the training images that are fitted on
 EPOCHS = 8
 BATCH = 50 * 32 * 32  # pixels
 LR = 3e-3  # of Adam; falls to zero along half a cosine
@@ -25,25 +25,25 @@ SEED = 0
 
 
 def from_predictor(images, bit, state):
-    """The candidate that the net finds likelier; `state` from learn_predictor."""
+    """The candidate that the net finds more likely. state: from learn_predictor."""
     zeros, ones = _chances(images, bit, state)
     return set_bit(zeros, bit, (ones > 0.5).to(torch.uint8))
 
 
 def mean_of_predictor(images, bit, state):
-    """The mean of the two candidates, each weighted by how likely the same net finds it; changes other bits, too."""
+    """The mean of the two candidates, weighted by their probabilities by the same net; changes other bits, too."""
     zeros, ones = _chances(images, bit, state)
     return zeros + (ones * (1 << bit)).round().to(torch.uint8)
 
 
 def _chances(images, bit, state):
-    """The lower candidates (uint8), and how likely the upper ones are (float32, 0 to 1)."""
+    """(lower candidates, uint8; probabilities of the upper ones, float32, 0 to 1)."""
     zeros = zeros_of(images, bit)
     return zeros, predict(zeros.reshape(-1, *zeros.shape[-3:]), bit, state).view(zeros.shape)
 
 
 class Predictor(nn.Sequential):
-    """float32 N×9×H×W (from `look`) -> N×3×H×W: above 0 where the broken bit is likelier to be 1."""
+    """float32 N×9×H×W (from `look`) -> float32 N×3×H×W: logits of the broken bit being 1."""
 
     def __init__(self):
         widths = (9, *[WIDTH] * (len(DILATIONS) - 1), 3)
@@ -59,14 +59,21 @@ class Predictor(nn.Sequential):
 
 
 def look(zeros, step):
-    """The net's inputs from lower candidates (uint8 N×3×H×W): float32 N×9×H×W; the last 3 are ±1, the one chosen."""
+    """The net's inputs, float32 N×9×H×W, from the lower candidates, uint8 N×3×H×W.
+
+    Channels: 3 of lower candidates and 3 of the candidates of least total variation, both scaled to [-1, 1); then 3
+    that are +1 where the latter is the upper candidate, else -1. step: 2^bit.
+    """
     chosen = least_variation(zeros, step)
     estimate = zeros + chosen.to(torch.uint8) * step
     return torch.cat([zeros.float() / 128 - 1, estimate.float() / 128 - 1, 2 * chosen.float() - 1], 1)
 
 
 def learn_predictor(images, bit):
-    """The state dict of a Predictor for a bit. images: clean ones, uint8 N×3×H×W; of many, PIXELS from all over."""
+    """The state dict of a Predictor fitted for a bit.
+
+    images: clean ones, uint8 N×3×H×W. If they have more than PIXELS pixels, only some of them, evenly spaced, are used.
+    """
     size = images.shape[-2] * images.shape[-1]
     number, batch = (max(1, pixels // size) for pixels in (PIXELS, BATCH))
     images = images[:: max(1, len(images) // number)][:number].contiguous()

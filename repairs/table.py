@@ -17,23 +17,23 @@ OLD_SPELLINGS = {"reparied_n": "repaired_n", "reparied_s": "repaired_s"}  # the 
 
 
 class RepairCost(NamedTuple):
-    """What a repair takes in hardware, for each of a pixel's three values."""
+    """What a repair costs in hardware, for each of a pixel's three values."""
 
     operations: int = 0  # additions, subtractions, multiplications, inversions
     comparisons: int = 0
-    lines: int = 0  # of the image that are buffered
-    table: int = 0  # bits of its tables
+    lines: int = 0  # image lines that are buffered
+    table: int = 0  # bits of its lookup tables
 
 
 class Repair(NamedTuple):
     """A row of REPAIRS. mend: (uint8 images N×3×H×W, bit[, source or learned state]) -> uint8 images N×3×H×W."""
 
     mend: Callable
-    what: str  # stands in the broken bit's place
+    what: str  # it puts in the broken bit's place; for tables.md
     cost: RepairCost | None  # None: too slow for hardware that repairs pixels as they come (offline)
     learn: Callable | None = None  # (clean training images, bit) -> state: a tensor, or a dict of tensors
-    sources: tuple = ()  # the bits that it can copy, for those that copy one; a sweep tries them all
-    cannot: tuple = ()  # the bits that it cannot mend, since it reads them
+    sources: tuple = ()  # the bits that it can copy, if it copies one; a sweep measures all
+    cannot: tuple = ()  # the broken bits that it cannot mend, because it reads them
 
 
 REPAIRS = {
@@ -52,7 +52,7 @@ REPAIRS = {
     "midpoint": Repair(pixels.midpoint, "the value halfway between the two candidates", RepairCost(operations=1)),
     "table": Repair(
         pixels.look_up,
-        "what the other seven bits say, by a table from training images",
+        "the value that a table from training images gives for the other seven bits",
         RepairCost(table=128),
         pixels.learn_table,
     ),
@@ -75,7 +75,7 @@ REPAIRS = {
     ),
     "variation": Repair(from_total_variation, "the candidates of least total variation", None),
     "learned": Repair(
-        from_predictor, "what a small net says that learned from clean training images", None, learn_predictor
+        from_predictor, "the prediction of a small net that learned from clean training images", None, learn_predictor
     ),
     "learned_mean": Repair(
         mean_of_predictor,
@@ -87,13 +87,13 @@ REPAIRS = {
 
 
 class ImpossibleRepair(UserError):
-    """This repair cannot mend this bit. run.sh knows it by its status, and leaves the cell of the table empty."""
+    """This repair cannot mend this bit. run.sh recognises the exit status and writes – into its table."""
 
     status = 3
 
 
 def fault_of(mem_fault, bit, neighbor_offset):
-    """The Fault of a broken bit plane, checked. UserError where it cannot be.
+    """The Fault of a broken bit plane, checked. UserError for a wrong argument, or a repair that cannot mend this bit.
 
     mem_fault: baseline, faulty, or a name in REPAIRS; the original's spellings are accepted.
     bit: the broken one, 0 (LSB) to 7 (MSB). neighbor_offset: repaired_n copies the bit at `bit` + this.
@@ -128,7 +128,7 @@ def _source(repair, bit, neighbor_offset):
 
 
 def repaired(fault, images, state=None):
-    """Images under a fault after its repair, where it has one. state: what the repair has learned for this bit."""
+    """Faulty images after the fault's repair, if it has one. state: what the repair has learned for this bit."""
     if fault.repair is None:
         return images
     row = REPAIRS[fault.repair]

@@ -1,4 +1,4 @@
-"""Binary labels on a grid that make an image's total variation least: the exact minimum, by convex relaxation.
+"""Binary labels on a grid that minimise an image's total variation: the exact minimum, by convex relaxation.
 
 Every value of an image is one of two candidates, zeros or zeros + step. With x = 0 or 1 for each of them, two
 neighbours that differ by d in `zeros` add |d + step·(x_i - x_j)| to the total variation. For binary x that equals
@@ -6,9 +6,9 @@ neighbours that differ by d in `zeros` add |d + step·(x_i - x_j)| to the total 
     |d| + a·(x_i - x_j) + w·|x_i - x_j|
     with a = (|d + step| - |d - step|) / 2,  w = (|d + step| + |d - step|) / 2 - |d| >= 0
 
-so that the energy is linear in x plus a weighted total variation of x. Its minimum over 0 <= x <= 1 is reached at
-binary x (the relaxation is tight), and every threshold of a relaxed minimiser is a binary one. Every dual variable
-of the method gives a lower bound of the minimum: an image is done when its energy is as near to its bound as asked.
+So the energy is a linear term in x plus a weighted total variation of x. Its minimum over 0 <= x <= 1 is reached at
+a binary x (the relaxation is tight), and a relaxed minimiser, thresholded anywhere, is a binary minimiser. The dual
+variables of the method give a lower bound of the minimum. An image is done when its energy is within TOLERANCE of it.
 
 Source: Chambolle & Pock, "A First-Order Primal-Dual Algorithm for Convex Problems" (2011); thresholding: Chan,
 Esedoglu & Nikolova, "Algorithms for Finding Global Minimizers of Image Segmentation and Denoising Models" (2006).
@@ -23,32 +23,32 @@ import torch.nn.functional as F
 from faults import set_bit
 from repairs.pixels import zeros_of
 
-TOLERANCE = 1e-3  # an image is done when its total variation is proven to be at most this share above the least
-CHECK = 25  # iterations between two looks
-ITERATIONS = 3000  # at most; an image that is not done by then stays as it is
-STEP = 0.35  # of its primal and dual updates: their product times the norm of the differences, at most 8, stays below 1
-CHUNK = 16_000  # values at once: what the iteration works on stays in a processor's cache
-REMEMBERED = 100_000  # chunks whose result is kept, packed, about 200 MB: three repairs of a sweep need the same ones
+TOLERANCE = 1e-3  # an image is done when its total variation is proven to be above the least by at most this share
+CHECK = 25  # iterations between two checks whether images are done
+ITERATIONS = 3000  # at most; an image that is not done by then keeps its last candidates
+STEP = 0.35  # of primal and dual updates; must be below 1 / sqrt(8), as 8 bounds the squared norm of the differences
+CHUNK = 16_000  # values at once, so that the data of an iteration stay in a processor's cache
+REMEMBERED = 100_000  # chunks whose results are cached, as bits, about 200 MB: three repairs of a sweep share them
 
 _remembered = {}  # (step, shape, digest of the lower candidates) -> the result's bits, uint8; the oldest goes first
 
 
 def from_total_variation(images, bit):
-    """The candidates that make each channel's total variation least."""
+    """The candidates that minimise each channel's total variation."""
     zeros = zeros_of(images, bit)
     ones = least_variation(zeros.reshape(-1, *zeros.shape[-3:]), 1 << bit)
     return set_bit(zeros, bit, ones.view(zeros.shape).to(torch.uint8))
 
 
 def variation(images):
-    """Total variation of each image: the sum of |differences| to the right and lower neighbours; int64 N."""
+    """Total variation of each image, int64 N: the sum of |differences| to the right and lower neighbours."""
     images = images.long()
     right, down = (images.diff(dim=dim).abs().flatten(1).sum(1) for dim in (-1, -2))
     return right + down
 
 
 def least_variation(zeros, step):
-    """Which candidate each value takes so that every channel's total variation is least: bool, N×C×H×W.
+    """True where the upper candidate minimises the channel's total variation: bool N×C×H×W.
 
     zeros: uint8 N×C×H×W, the lower candidates; the upper ones are zeros + step.
     """
@@ -57,7 +57,7 @@ def least_variation(zeros, step):
 
 
 def _recalled(zeros, step):
-    """_least_variation, which is worked out once for the same arguments while they are remembered."""
+    """_least_variation, computed once for the same arguments as long as the result is cached."""
     key = step, zeros.shape, sha256(zeros.cpu().numpy()).digest()
     if key not in _remembered:
         while len(_remembered) >= REMEMBERED:
@@ -106,9 +106,10 @@ def _least_variation(zeros, step):
 
 
 def _later(differences, dim):
-    """Adds to the later one of each two neighbours: one longer in `dim`."""
+    """Assigns each difference to the later of its two neighbours: the result is longer by one in `dim`."""
     return F.pad(differences, (1, 0) if dim == -1 else (0, 0, 1, 0))
 
 
 def _earlier(differences, dim):
+    """Assigns each difference to the earlier of its two neighbours."""
     return F.pad(differences, (0, 1) if dim == -1 else (0, 0, 0, 1))

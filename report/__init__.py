@@ -1,4 +1,4 @@
-"""What is written: the rows of a sweep, statistics, tables and figures."""
+"""The results of a sweep as files: rows, statistics, tables and figures."""
 
 from report.figures import write_pictures, write_plots
 from report.rows import OtherVersion, fault_in, read_rows, row_of, to_line, write_rows

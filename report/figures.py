@@ -3,7 +3,7 @@
 import os
 from itertools import cycle
 
-os.environ["MPLBACKEND"] = "Agg"  # files only, whatever a notebook around this process has set
+os.environ["MPLBACKEND"] = "Agg"  # draws to files only, even if a notebook has set another backend
 
 import matplotlib
 from matplotlib import pyplot as plt
@@ -16,12 +16,12 @@ from report.tables import layout
 
 PICTURES = 2  # test images in images.png
 DPI = 200  # of the PNGs
-# lines differ in marker and dash, and their colours in lightness, so that they can be told apart in grey
+# lines differ in marker, dash and lightness of the colour, so that they can be told apart in greyscale
 COLORS = [
     *("#000000", "#c8501e", "#2a6fb0", "#e3a418", "#1b7f5c", "#9a4fa8", "#7a7a7a"),
     *("#8c1d2f", "#58b4e0", "#b0a070", "#d95f9d", "#4b5d16", "#7fd0b0"),
 ]
-MARKERS = ["o", "s", "^", "v", "D", "P", "X", "<", ">", "*", "h"]  # as many as share no divisor with the colours
+MARKERS = ["o", "s", "^", "v", "D", "P", "X", "<", ">", "*", "h"]  # their number shares no divisor with the colours
 DASHES = ["-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1))]
 STYLE = {
     "font.size": 9,
@@ -32,18 +32,18 @@ STYLE = {
     "legend.frameon": False,
     "lines.markersize": 4.5,
     "lines.linewidth": 1.3,
-    "svg.hashsalt": "plot",  # the same file for the same figures
+    "svg.hashsalt": "plot",  # the same plot gives the same file
 }
 
 
 def _styles():
-    """How line after line looks."""
+    """Yields the style of the first line, of the second line, and so on."""
     for color, marker, dash in zip(cycle(COLORS), cycle(MARKERS), cycle(DASHES)):
         yield {"color": color, "marker": marker, "linestyle": dash}
 
 
 def _draw(axes, faults, summaries, x, style, label):
-    """A line through the faults' mean accuracies, with a band of one standard deviation of the runs."""
+    """Draws the faults' mean accuracies over x(fault): a line, with a band of one standard deviation of the runs."""
     points = sorted(
         ((x(fault), summaries[fault]) for fault in faults if fault in summaries), key=lambda point: point[0]
     )
@@ -54,13 +54,13 @@ def _draw(axes, faults, summaries, x, style, label):
 
 
 def _level(axes, fault, summaries, style, label=None):
-    """A thin horizontal line at the accuracy of one fault."""
+    """Draws a thin horizontal line at the accuracy of one fault."""
     if fault in summaries:
         axes.axhline(summaries[fault].mean, color=style["color"], linestyle=":", linewidth=1, label=label)
 
 
 def _panels(title, x_labels):
-    """A figure and its axes, side by side with one scale of accuracies."""
+    """A figure and its axes, one for each x label, side by side with a shared accuracy scale."""
     figure, panels = plt.subplots(1, len(x_labels), figsize=(7.2, 4), layout="constrained", sharey=True, squeeze=False)
     figure.suptitle(title)
     panels[0][0].set_ylabel("top-1 accuracy (%)")
@@ -70,12 +70,12 @@ def _panels(title, x_labels):
 
 
 def draw_bits(name, summaries):
-    """Accuracy against the broken bit: a line for each thing that it may read, and for each bit copied in its place."""
+    """Accuracy against the broken bit: a line for each way it can fail, and for each bit copied in its place."""
     return _draw_bits(name, summaries, lambda fault: fault.repair in (None, "repaired_n", "repaired_s"))
 
 
 def draw_ladder(name, summaries):
-    """Accuracy against the broken bit, reading at random: a line for each repair, of the copies the MSB's alone."""
+    """Accuracy against the broken bit, which reads at random: a line for each repair; copies of the MSB only."""
     return _draw_bits(name, summaries, lambda fault: fault.kind == "random" and fault.repair != "repaired_n")
 
 
@@ -117,7 +117,10 @@ def draw_nets(sessions):
 
 
 def common(sessions):
-    """Of the first session's {fault: Summary} what all have measured on whole planes, of the copies the MSB's alone."""
+    """The first session's {fault: Summary}, for faults of whole bit planes that all sessions have measured.
+
+    Of the repairs that copy a bit, only the copy of the MSB.
+    """
     first, *others = sessions.values()
     return {
         fault: figures
@@ -130,7 +133,7 @@ def common(sessions):
 
 
 def draw_rates(name, summaries):
-    """Accuracy against the share of a plane's bits that are broken: one line per bit; dotted: its repair by the MSB."""
+    """Accuracy against the share of a plane's bits that are broken: one line per bit; dotted: repaired by the MSB."""
     figure, (axes,) = _panels(name, ["share of the plane's bits broken, reading at random"])
     _level(axes, NO_FAULT, summaries, {"color": "#555555"}, "no fault")
     for (label, _, faults), style in zip(layout(summaries)["rates"].rows, _styles()):
@@ -160,7 +163,7 @@ def draw_noise(sessions):
 
 
 def draw_flips(sessions):
-    """Accuracy against the share of weight signs that changed, by bit errors or noise: a line for each and session."""
+    """Accuracy against the share of flipped weight signs: a line for each session and cause (bit errors, noise)."""
     figure, (axes,) = _panels("weights with the other sign", ["share of weight signs flipped (%)"])
     styles = _styles()
     for name, summaries in sessions.items():
@@ -176,10 +179,10 @@ def draw_flips(sessions):
 
 
 def draw_images(images, seed, neighbor_offset, shown, state_of=lambda fault: None):
-    """Some images (uint8 N×3×H×W), clean, and with each bit faulty and repaired; blank where there is no such repair.
+    """A figure of images (uint8 N×3×H×W): clean, and with each bit faulty and repaired; blank where impossible.
 
-    shown: (a name in REPAIRS, or None for no repair, bit) of what is drawn.
-    state_of: what the repair of a Fault has learned.
+    shown: set of (repair, bit) to draw; repair: a name in REPAIRS, or None for no repair.
+    state_of: function Fault -> the state that its repair has learned.
     """
     bits = sorted({bit for _, bit in shown}, reverse=True)
     names = ["faulty", *(name for name in REPAIRS if any(name == repair for repair, _ in shown))]
@@ -217,7 +220,7 @@ def draw_images(images, seed, neighbor_offset, shown, state_of=lambda fault: Non
 
 
 def save(figure, path):
-    """The figure as path.png and path.svg."""
+    """Write a figure to path.png and path.svg, and close it."""
     for kind, metadata in (("png", {}), ("svg", {"Date": None})):
         with written_whole(path.with_name(f"{path.name}.{kind}")) as partial:
             figure.savefig(partial, dpi=DPI, format=kind, metadata=metadata)
@@ -225,7 +228,7 @@ def save(figure, path):
 
 
 def write_plots(folder, sessions):
-    """The plots of the first of some sessions, {name: its rows}, into its folder; where they compare, of all."""
+    """Write the plots of the first session into its folder; plots that compare show all. sessions: {name: rows}."""
     sessions = {name: summarize(rows) for name, rows in sessions.items()}
     name, own = next(iter(sessions.items()))
     found = layout(own)
@@ -245,7 +248,7 @@ def write_plots(folder, sessions):
 
 
 def write_pictures(folder, images, seed, rows, neighbor_offset, state_of):
-    """Write images.png and images.svg: the first test images (uint8 N×3×H×W) under the repairs and bits of rows."""
+    """Write images.png and images.svg: the first test images (uint8 N×3×H×W) under the repairs and bits in `rows`."""
     shown = {(row["repair"], row["bit"]) for row in rows if row["bit"] is not None}
     with matplotlib.rc_context(STYLE):
         save(draw_images(images[:PICTURES], seed, neighbor_offset, shown, state_of), folder / "images")

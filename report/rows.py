@@ -15,9 +15,9 @@ COLUMNS = (
     *SAME,
     *FAULT,
     "run_seed",
-    "made_by",  # digest of the code of fault and repair, and of what the repair learned from
+    "made_by",  # digest of the code of fault and repair, and of the images that the repair learned from
     "flipped",  # share of weight signs flipped, 0 to 1
-    "recovered",  # share of the broken bits that are as they were, 0 to 1
+    "recovered",  # share of the broken bits that have their original value, 0 to 1
     "psnr",  # of the images against the clean ones, dB
     "correct",
     "correct5",
@@ -28,11 +28,11 @@ COLUMNS = (
 NUMBERS = {
     **dict.fromkeys(("seed", "bit", "source", "run", "run_seed", "n", "correct", "correct5"), int),
     **dict.fromkeys(("level", "flipped", "recovered", "psnr", "loss", "top1", "top5"), float),
-}  # of the columns that are numbers
+}  # types of the columns that are numbers
 
 
 def row_of(fault, score, **rest):
-    """The row of a measurement: its Fault, its Score and the columns given by name; others stay empty."""
+    """The row of a measurement, from its Fault, its Score and columns given by name; the others are None."""
     rounded = {"loss": round(score.loss, 6), "top1": round(score.top1, 4), "top5": round(score.top5, 4)}
     return {
         **dict.fromkeys(COLUMNS),
@@ -66,14 +66,14 @@ LATER = ("made_by",)  # columns that older files do not have
 
 
 def read_rows(path):
-    """The rows of a sweep.csv, and its lines that are none: [(number, text)], such as one cut short by a crash.
+    """(rows of a sweep.csv, [(number, text)] of its damaged lines, such as one cut short by a crash).
 
-    A file that a spreadsheet has saved is read, too: other quotes and spellings of numbers, `;` with decimal commas.
+    Also reads a file that a spreadsheet has saved: other quotes and spellings of numbers, `;` with decimal commas.
     OtherVersion if the columns are not those of a sweep.csv.
     """
     text = path.read_text("utf-8-sig", "replace")
     header, *lines = text.splitlines(keepends=True) or [""]
-    if HEADER.startswith(header):  # a crash right at its beginning
+    if HEADER.startswith(header):  # cut short by a crash right at the start of writing
         header = HEADER
     delimiter = ";" if header.count(";") > header.count(",") else ","
     columns = next(csv.reader([header], delimiter=delimiter), [])
@@ -92,7 +92,7 @@ def read_rows(path):
 
 
 def _number(name, text):
-    """What a cell of the file says: None, a string, or for the columns in NUMBERS a number."""
+    """The value of a cell of the file: None if empty; a number for the columns in NUMBERS; else a string."""
     if text == "" or name not in NUMBERS:
         return text or None
     value = float(text.replace(",", ".") if "." not in text else text)
@@ -102,7 +102,7 @@ def _number(name, text):
 
 
 def _checked(row):
-    """The row. ValueError, TypeError or KeyError if its values do not fit each other."""
+    """The row, checked. ValueError, TypeError or KeyError if its values contradict each other."""
     n, correct, correct5 = row["n"], row["correct"], row["correct5"]
     sound = (
         row["fault"] in KINDS
@@ -123,7 +123,7 @@ def _checked(row):
 
 
 def write_rows(path, rows):
-    """A whole sweep.csv, each measurement once, in order."""
+    """Write a whole sweep.csv, each measurement once, sorted."""
     each = {fault_in(row): row for row in reversed(rows)}
     write_text(path, HEADER + "".join(to_line(each[fault]) for fault in sorted(each, key=order)))
 

@@ -1,4 +1,4 @@
-"""What is worked out from the rows of a sweep: means, intervals, shares of the lost accuracy recovered."""
+"""Statistics of the rows of a sweep: means, intervals, shares of the lost accuracy recovered."""
 
 import json
 import math
@@ -9,13 +9,13 @@ from faults import NO_FAULT, Fault
 from report.rows import FAULT, SAME, fault_in, order
 
 Z95 = statistics.NormalDist().inv_cdf(0.975)
-# 97.5 % quantiles of Student's t for 2, 3, … runs; for more than 20 the last one, a little too large
+# 97.5 % quantiles of Student's t for 2, 3, … runs; for more than 20 runs the last one is used, a little too large
 T95 = (
     *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
     *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093),
 )
-LEAST_LOSS = 3.0  # percentage points of accuracy that a fault must cost before shares of them are given
-EXTRAS = ("flipped", "recovered", "psnr")  # columns of a Summary that not every row has
+LEAST_LOSS = 3.0  # percentage points of accuracy; if a fault costs less, no share recovered is given
+EXTRAS = ("flipped", "recovered", "psnr")  # fields of a Summary whose column is empty in some rows
 
 
 class Summary(NamedTuple):
@@ -24,21 +24,21 @@ class Summary(NamedTuple):
     runs: int
     n: int  # images
     mean: float
-    std: float | None  # of the runs' accuracies, sample standard deviation; None where there is one run
+    std: float | None  # of the runs' accuracies, sample standard deviation; None for a single run
     low: float  # of the 95 % interval
     high: float
     top5: float
     flipped: float | None  # mean share of binary weights flipped, 0 to 1
-    recovered: float | None  # mean share of the broken bits that are as they were, 0 to 1
+    recovered: float | None  # mean share of the broken bits that have their original value, 0 to 1
     psnr: float | None  # of the images against the clean ones, dB, mean of the runs
-    won: float | None = None  # share of the accuracy lost to a random bit that is recovered; below 0 for harm
+    won: float | None = None  # share of the accuracy lost to a random bit that the repair recovers; below 0: harm
 
 
 def interval(mean, std, runs, n):
     """The 95 % interval of a mean accuracy (%) over `runs` runs on the same n images: (low, high), %.
 
-    Two errors, taken as independent: which images the test set holds (Wilson's score interval for n images,
-    which more runs do not narrow), and which faults the runs drew (Student's t over the runs).
+    It combines two errors, taken as independent: the choice of test images (Wilson's score interval for n images;
+    more runs do not narrow it), and the random faults of the runs (Student's t over the runs).
     Source: Wilson, "Probable Inference, the Law of Succession, and Statistical Inference" (1927).
     """
     share = mean / 100
@@ -82,7 +82,7 @@ def _summary(runs):
 
 
 def summary_json(rows):
-    """summary.json of a session."""
+    """The text of a session's summary.json, from its rows."""
     cells = []
     for fault, figures in summarize(rows).items():
         known = {

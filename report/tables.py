@@ -19,7 +19,7 @@ LABELS = {
     "noise_relative": "relative to each layer's RMS weight",
     "flips": "accuracy (%)",
 }
-OWN_ONLY = ("won", "recovered", "psnr")  # tables that are not made of the difference between two nets
+OWN_ONLY = ("won", "recovered", "psnr")  # tables that are left out of the comparison of two nets
 
 
 def label(fault):
@@ -38,7 +38,7 @@ class Table(NamedTuple):
 
 
 def layout(faults):
-    """{name: Table} of those tables that these faults ({Fault: Summary}) fill, laid out as the original's."""
+    """{name: Table} of the tables that have rows for these faults ({Fault: Summary}), laid out as the original's."""
     image = [fault for fault in faults if fault.kind in IMAGE_KINDS]
     planes = [fault for fault in image if fault.level == 1]
     won = [fault for fault in planes if faults[fault].won is not None]
@@ -50,7 +50,7 @@ def layout(faults):
     found = {
         "bits": _table("Broken bit planes", "accuracy (%)", planes, label, "bit"),
         "won": _table(
-            f"Of the accuracy that a random bit costs, won back (%; where that is {LEAST_LOSS:g} points or more)",
+            f"Lost accuracy recovered (%), for random bits that cost {LEAST_LOSS:g} points or more",
             "share",
             won,
             label,
@@ -62,9 +62,7 @@ def layout(faults):
         ),
         "noise": _table("Weight noise", "σ_val", noise, label, "level"),
         "flips": _table("Weight bit errors", "probability", flips, label, "level"),
-        "recovered": _table(
-            "Broken bits that read, or were repaired, as they were (%)", "share", judged, label, "bit", "recovered"
-        ),
+        "recovered": _table("Broken bits with their original value (%)", "share", judged, label, "bit", "recovered"),
         "psnr": _table("Peak signal-to-noise ratio of the images (dB)", "PSNR", judged, label, "bit", "psnr"),
     }
     return {name: table for name, table in found.items() if table.rows}
@@ -75,7 +73,7 @@ def _bit_label(fault):
 
 
 def _place(fault):
-    """Where a fault stands in a table: repairs in the order of faults.REPAIRS."""
+    """Sort key of the rows of a table: repairs in the order of repairs.REPAIRS."""
     return [None, *REPAIRS].index(fault.repair), KINDS.index(fault.kind), -(fault.source or 0), order(fault)
 
 
@@ -101,7 +99,7 @@ def _table(title, corner, faults, row_label, field, figure="mean"):
 
 
 def _own(summary, field):
-    """What stands in a table of one session."""
+    """The text of a cell in a table of one session."""
     if field == "flipped":
         return f"{100 * (summary.flipped or 0):.3f}"
     if field == "recovered":
@@ -115,7 +113,7 @@ def _own(summary, field):
 
 
 def _compared(summary, other, field):
-    """What stands in a table of two sessions: both figures, and by how much the other one is higher."""
+    """The text of a cell in a table of two sessions: both figures, and other minus this."""
     mine, its = (100 * (each.flipped or 0) if field == "flipped" else each.mean for each in (summary, other))
     return f"{mine:.3f} / {its:.3f} ({its - mine:+.3f})"
 
@@ -141,7 +139,10 @@ def _markdown(summaries, others=None):
 
 
 def matrices(sessions):
-    """Markdown lines: for each broken bit, and for weight bit errors, nets ({name: summaries}) × what they share."""
+    """Yields Markdown lines: a table nets × faults for each broken bit, and one for weight bit errors.
+
+    sessions: {name of a net: summaries}. A fault has a column if two or more nets were measured under it.
+    """
     times = Counter(fault for summaries in sessions.values() for fault in summaries)
     faults = [fault for fault, number in times.items() if number > 1]
     planes = [fault for fault in faults if fault.level == 1 and fault.kind in IMAGE_KINDS]
@@ -164,7 +165,7 @@ def matrices(sessions):
 
 
 def _costs(summaries):
-    """A table of the repairs measured: what they do, and what they cost."""
+    """Yields Markdown lines: a table of the repairs measured, what they do and what they cost."""
     rows = [(name, row) for name, row in REPAIRS.items() if any(fault.repair == name for fault in summaries)]
     if rows:
         yield "### The repairs\n"
@@ -177,7 +178,7 @@ def _costs(summaries):
 
 
 def markdown(name, rows, others):
-    """tables.md of a session: its own tables, then the difference to the other session, or a matrix of all if several.
+    """The text of a session's tables.md: its own tables, then the difference to one other, or nets × faults of all.
 
     rows: its rows; others: {name: rows}.
     """
@@ -189,14 +190,14 @@ def markdown(name, rows, others):
         f"{DATASETS[first['dataset']].title}, {first['n']} test images ({first['images']}), "
         f"checkpoint {first['checkpoint']}. "
         f"Top-1 accuracy in %: mean ± sample standard deviation over {counts} runs (no ± where nothing is random), "
-        "in brackets the 95 % interval: Wilson's for so many images, which more runs on them do not narrow, widened by "
-        "Student's t over the runs.\n",
+        "in brackets the 95 % interval: Wilson's interval for this number of images, which more runs do not narrow, "
+        "widened by Student's t over the runs.\n",
         *_markdown(summaries),
     ]
     lines += _costs(summaries)
     others = {other: summarize(other_rows) for other, other_rows in others.items()}
     if len(others) > 1:
-        lines += ["## Nets × what they are tested on\n", *matrices({name: summaries, **others})]
+        lines += ["## Nets × faults\n", *matrices({name: summaries, **others})]
     else:
         for other, its in others.items():
             lines += [f"## {name} / {other} (difference)\n", *_markdown(summaries, its)]
@@ -206,6 +207,6 @@ def markdown(name, rows, others):
 
 
 def compared_names(text):
-    """The names of the sessions that a tables.md compares its own with."""
+    """The names of the other sessions in the comparison of a tables.md, from its text."""
     found = re.search(r"^<!-- compared with: (.*) -->$", text, re.M)
     return found[1].split() if found else []

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-os.environ["CUDA_VISIBLE_DEVICES"] = ""  # equal to the bit is promised for the CPU
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # results are equal to the bit on the CPU only
 
 import torch
 
@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(autouse=True)
 def _own_folder(tmp_path, monkeypatch):
-    """Every test works in an empty folder, so that none finds or leaves a checkpoint in the project's."""
+    """Every test works in an empty folder, so that none reads or writes a checkpoint of the project."""
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
 

@@ -11,7 +11,7 @@ from repairs import fault_of, repaired
 
 
 def write_cifar10(root, rows=6, protocol=2):
-    """A CIFAR-10 of random pixels, `rows` images a file, under `root`. Returns its folder."""
+    """Writes a CIFAR-10 of random pixels, `rows` images per file, under `root`. Returns its folder."""
     folder = root / "cifar-10-batches-py"
     folder.mkdir()
     rng = np.random.RandomState(0)
@@ -24,17 +24,17 @@ def write_cifar10(root, rows=6, protocol=2):
 
 
 def apply(fault, images, draw, state=None):
-    """Images after fault and repair. draw: shape -> what the broken bits read."""
+    """Images after fault and repair. draw: function shape -> values that the broken bits read."""
     return repaired(fault, break_images(fault, images, draw), state)
 
 
 def mend(repair, images, bit, state=None):
-    """Faulty images after a repair of the table; repaired_n copies the next lower bit, bit 0 the next higher one."""
+    """Faulty images after a repair. repaired_n copies the next lower bit, and for bit 0 the next higher one."""
     return repaired(fault_of(repair, bit, 1 if bit == 0 else -1), images, state)
 
 
 def save_checkpoint(net, sess, dataset, wsconv, seed=11111, acc=10.0):
-    """A checkpoint of `net` as after one epoch, without what only resuming needs. Returns its path."""
+    """Saves a checkpoint of `net` as after one epoch, without what only resuming needs. Returns its path."""
     path = checkpoints.path_of(sess, seed)
     state = {"net": net.state_dict(), "acc": acc, "epoch": 1, "rng_state": torch.get_rng_state(), "log": [{"epoch": 1}]}
     checkpoints.save(path, {**state, "options": {"dataset": dataset, "wsconv": wsconv}})
@@ -42,7 +42,7 @@ def save_checkpoint(net, sess, dataset, wsconv, seed=11111, acc=10.0):
 
 
 def trained_net(dataset, wsconv=False, init=0.3):
-    """A random net as after some training: statistics under which its activations vary, latents not standardised."""
+    """A random net as after some training: its activations vary, its latent weights are not standardised."""
     net = checkpoints.build_net({"dataset": dataset, "wsconv": wsconv, "pad": 0}, init)
     net.train()
     size = net.topology.size

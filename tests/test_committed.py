@@ -1,4 +1,4 @@
-"""What is committed stays what it was: tables follow from their CSV, packed nets predict as when they were packed."""
+"""Committed results stay valid: tables follow from their CSV, packed nets predict as when they were packed."""
 
 import hashlib
 import re
@@ -39,7 +39,7 @@ SETTINGS = (
     ("neighbors", 5),
     ("flips", 0.02),
 )
-# first digits of the SHA-256 of what a net predicts for 40 synthetic images under each setting, by commit debcd29
+# first digits of the SHA-256 of a net's predictions for 40 synthetic images in each of SETTINGS, by commit debcd29
 PREDICTED = {
     "cifar10_smaller": "0177374f 33ce6d9e 55db0e78 7e8b9caa 76efa778 4056da6f c15f222d 731ad7b3 7ac21630 306e0e66",
     "cifar10_smaller_flip": "1ca34fdd 940a067f 916e37df 514b6099 2b160643 f13fc9c4 445f289b 3aaef48a cf2d1a7a 0955fdc0",

@@ -112,7 +112,7 @@ class Evil:
 
 
 def damage(folder):
-    """Ways to break data_batch_3, with a word of the error."""
+    """Ways to break data_batch_3, each with words of its error message."""
     path = folder / "data_batch_3"
     whole = path.read_bytes()
     entry = pickle.loads(whole)
@@ -177,7 +177,7 @@ def test_demo_set_is_deterministic_and_in_cifars_format(tmp_path, monkeypatch):
         ).read_bytes()
     monkeypatch.setattr(torchvision_datasets.cifar, "check_integrity", lambda path, md5=None: True)
     monkeypatch.setattr(torchvision_datasets.CIFAR10, "base_folder", "demo-batches-py")
-    theirs = torchvision_datasets.CIFAR10(tmp_path / "a")  # torchvision reads it
+    theirs = torchvision_datasets.CIFAR10(tmp_path / "a")  # torchvision can read it
     assert np.array_equal(theirs.data, images.permute(0, 2, 3, 1).numpy()) and theirs.targets == labels.tolist()
     monkeypatch.setattr(demo, "NOISE", 0)  # an edited constant takes effect
     assert not torch.equal(read_images("demo", tmp_path / "a", train=True)[0], images)
@@ -211,7 +211,7 @@ def test_tiny_imagenet_equals_image_folder(tiny, train):
 def test_tiny_imagenet_cache(tiny, monkeypatch):
     images, labels = tiny_imagenet.read(tiny, False, workers=1)
     with monkeypatch.context() as patch:
-        patch.setattr(folders, "_decode", None)  # must not be needed
+        patch.setattr(folders, "_decode", None)  # a second decoding would fail
         again, again_labels = tiny_imagenet.read(tiny, False, workers=2)
     assert np.array_equal(images, again) and np.array_equal(labels, again_labels)
 
@@ -311,10 +311,10 @@ def test_files_that_other_programs_write(tmp_path, monkeypatch):
 
 
 def numbered(count, size=8):
-    """Images whose first channel holds their number, and columns and rows in the others: where a pixel came from."""
+    """Images whose channels hold image number, column and row, so that each pixel tells where it came from."""
     images = torch.zeros(count, 3, size, size, dtype=torch.uint8)
     images[:, 0] = torch.arange(count)[:, None, None]
-    images[:, 1] = torch.arange(1, size + 1)  # column, 0 is padding
+    images[:, 1] = torch.arange(1, size + 1)  # column; 0 is padding
     images[:, 2] = torch.arange(1, size + 1)[:, None]  # row
     return images, torch.arange(count)
 
@@ -340,7 +340,7 @@ def test_a_pass_hands_out_every_image_once_and_processes_share_it(count, batch_s
         for images, labels in batches:
             assert (to_bytes(images)[:, 0].amax((1, 2)) == labels).all()
     alone = TrainBatches(*numbered(count), batch_size * world, 0, [BASELINE], 1, CPU, duplicate)
-    for step, (_, labels) in enumerate(alone.epoch(0)):  # the processes' batches are shares of one
+    for step, (_, labels) in enumerate(alone.epoch(0)):  # the batches of the processes together are one batch
         together = torch.cat([batches[step][1] for batches in ranks])
         assert sorted(together.tolist()) == sorted(labels.tolist())
 

@@ -1,4 +1,4 @@
-"""export_finn.py: the file against the net, its graph, and what its layers cost against sums worked out by hand."""
+"""export_finn.py: the file against the net, its graph, and the costs of layers against sums computed by hand."""
 
 import importlib.util
 import re
@@ -46,8 +46,8 @@ def check_graph(path, topology, batch, classes):
     kinds = [node.op_type for node in model.graph.node]
     layers, convs = len(topology.conv) + len(topology.fc) + 1, len(topology.conv)
     assert kinds.count("Conv") == convs and kinds.count("MatMul") == len(topology.fc) + 1
-    assert kinds.count("Quant") == 1 + convs - 1  # the images, and what a padded convolution takes
-    assert kinds.count("BipolarQuant") == layers + len(topology.fc) + 1  # the weights, and what a linear layer takes
+    assert kinds.count("Quant") == 1 + convs - 1  # for the images, and before padded convolutions
+    assert kinds.count("BipolarQuant") == layers + len(topology.fc) + 1  # for the weights, and before linear layers
     assert kinds.count("MaxPool") == sum(pool for _, pool in topology.conv) and "BatchNormalization" not in kinds
     values = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     weights = [value for value in values.values() if value.ndim in (2, 4) and value.size > 100 and value.shape[0] > 1]
@@ -88,7 +88,7 @@ def test_tiny_imagenet_file_equals_the_net(call, monkeypatch):
 
 
 def small_export(tmp_path, monkeypatch, pad=0, conv=((8, False), (16, True), (8, False))):
-    """A checkpoint of a small net whose batch norms rise, fall, and are always on or off. Returns the net."""
+    """Saves a small net whose batch norms rise, fall, or have a constant sign. Returns the net."""
     monkeypatch.setitem(TOPOLOGIES, "cifar_smaller", Topology(size=32, conv=conv, fc=(16, 64)))
     write_cifar10(tmp_path)
     net = checkpoints.build_net({"dataset": "cifar10", "wsconv": False, "pad": pad}, init=0.3).train()
@@ -96,7 +96,7 @@ def small_export(tmp_path, monkeypatch, pad=0, conv=((8, False), (16, True), (8,
         for norm in net.norms()[:-1]:
             norm.weight.normal_()
             norm.bias.normal_(0, 0.1)
-            norm.bias[:2] = torch.tensor([1e6, -1e6])  # whatever the sum
+            norm.bias[:2] = torch.tensor([1e6, -1e6])  # always on, always off
         for _ in range(20):
             net(torch.rand(16, 3, 32, 32))
     options = {"dataset": "cifar10", "wsconv": False, "pad": pad}
@@ -119,7 +119,7 @@ def execute(model, images):
 
 @pytest.mark.parametrize("pad", [0, -1])
 def test_file_and_its_recoded_form_equal_brevitas(tmp_path, call, monkeypatch, pad):
-    """Both to the bit; the images and logits beside the file are those of the test set and the net."""
+    """Both are equal to the bit. The images and logits beside the file are those of the test set and the net."""
     from qonnx.core.modelwrapper import ModelWrapper
 
     net = small_export(tmp_path, monkeypatch, pad)
@@ -151,7 +151,7 @@ def test_file_and_its_recoded_form_equal_brevitas(tmp_path, call, monkeypatch, p
 
 
 def test_one_bit_activations_before_a_padded_convolution_are_found(tmp_path, call, monkeypatch):
-    """The file as it was once written: right as it is, wrong in FINN, where a padded 0 becomes -1."""
+    """A file as older versions wrote it: right as written, wrong in FINN, where a padded 0 becomes -1."""
     small_export(tmp_path, monkeypatch)
     quant = qonnx_graph._Graph.quant
     with monkeypatch.context() as patch:
@@ -168,7 +168,7 @@ def test_one_bit_activations_before_a_padded_convolution_are_found(tmp_path, cal
 
 
 def test_padding_0_and_minus_1_are_told_apart(tmp_path, call, monkeypatch):
-    """A net trained with one, exported as with the other: no file."""
+    """A net trained with one padding and exported with the other gives no file."""
     small_export(tmp_path, monkeypatch, pad=-1)
     load_net = checkpoints.load_net
 
@@ -206,7 +206,7 @@ def test_no_file_stays_that_differs_from_the_net(tmp_path, call, monkeypatch):
 
     assert call("--data", ".", "--verify", "2")[0] == 0 and len(list(FILE.parent.iterdir())) == 3
     assert "not compared" in call("--data", ".", "--verify", "0")[1]
-    assert [path.name for path in FILE.parent.iterdir()] == [FILE.name]  # without images that belong to another file
+    assert [path.name for path in FILE.parent.iterdir()] == [FILE.name]  # the images of an earlier export are removed
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A data set, net, recipe, loss and repair of one's own, as docs/extending.md describes them, through the scripts."""
+"""A data set, net, recipe, loss and repair added as docs/extending.md describes, run through the scripts."""
 
 import csv
 from dataclasses import replace
@@ -37,7 +37,7 @@ def call(run_script):
 
 
 def write_folder(root, size, test="test", count=12):
-    """Class folders of images, each of one grey level with noise, in several formats. Returns {split: array}."""
+    """Writes class folders of images, each of one grey level with noise, in several formats. Returns {split: array}."""
     rng = np.random.default_rng(0)
     written = {}
     for split in ("train", test):
@@ -111,7 +111,7 @@ def test_damaged_class_folders(tmp_path, damage, complaint):
 
 
 def test_a_row_of_each_table(monkeypatch, call):
-    """Images whose top bits are all equal: the repair reads the broken bit 5 off bits 7 and 6 without an error."""
+    """In these images bits 7, 6 and 5 are equal: the repair reads the broken bit 5 from bits 7 and 6."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 32, (40, 32, 32, 3), dtype=np.uint8) + rng.choice([0, 224], (40, 1, 1, 1)).astype(np.uint8)
     asked = []

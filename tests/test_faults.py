@@ -1,4 +1,4 @@
-"""Faults and repairs against bytes worked out by hand and against a NumPy transcription that shares no code."""
+"""Faults and repairs against bytes computed by hand and against an independent NumPy version."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ ALL_BYTES = torch.arange(256, dtype=torch.uint8)
 
 
 def read_as(value):
-    """A draw in which every broken bit reads 0, or 1."""
+    """A draw function: every broken bit reads 0, or every broken bit reads 1."""
     return lambda shape: torch.full(shape, value, dtype=torch.uint8)
 
 
@@ -85,7 +85,7 @@ def test_random_bits_are_fair_seeded_and_independent_of_the_batch():
     assert bits.shape == (200, 3, 32, 32) and bits.dtype == torch.uint8 and set(bits.unique().tolist()) == {0, 1}
     deviation = (bits.double().mean() - 0.5).abs() * 2 * (200 * 3072) ** 0.5
     assert deviation < 4  # standard deviations
-    neighbours = (bits[1:] == bits[:-1]).double().mean() - 0.5  # images do not share a stream
+    neighbours = (bits[1:] == bits[:-1]).double().mean() - 0.5  # near 0: images do not share a stream
     assert neighbours.abs() * 2 * (199 * 3072) ** 0.5 < 4
     assert torch.equal(bits, image_bits(11111, range(200), (3, 32, 32)))
     assert not torch.equal(bits, image_bits(11112, range(200), (3, 32, 32)))

@@ -1,4 +1,4 @@
-"""finn_flow.py and run.sh finn, where FINN is not installed: what they say, and what they call."""
+"""finn_flow.py and run.sh finn, where FINN is not installed: their messages, and the commands that they call."""
 
 import subprocess
 import sys
@@ -56,7 +56,7 @@ def test_bad_input_gets_one_line(tmp_path, complain):
 
 def test_a_package_that_is_left_out_may_be_imported_but_not_used():
     absent = finn_flow._Absent("scipy")
-    assert absent.Graph is not None  # named at import, as a base class or in a default
+    assert absent.Graph is not None  # FINN names such things at import, as a base class or in a default
     with pytest.raises(RuntimeError, match="Graph is used, of a package that requirements-finn"):
         absent.Graph(3)
 

@@ -1,4 +1,4 @@
-"""The folded net against Brevitas' forward pass: equal logits, also where a sum meets its threshold."""
+"""The folded net against Brevitas' forward pass: equal logits, also if a sum equals its threshold."""
 
 import pytest
 import torch
@@ -18,9 +18,9 @@ def images_of(topology, count):
 
 
 def hard_case(topology, wsconv=False, pad=0):
-    """A net whose batch norms put many sums exactly on the threshold: means are sums that occur, biases are zero.
+    """A net in which many sums lie exactly on the threshold: running means are sums that occur, biases are zero.
 
-    Gains of both signs, and zero with biases of both signs and zero.
+    Gains have both signs or are zero; with zero gain, biases have both signs or are zero.
     """
     net = CNV(topology, 10, wsconv, pad=pad).eval()
     images = images_of(topology, 3)
@@ -66,7 +66,7 @@ def test_logits_equal_brevitas(name, wsconv, pad, int8):
 
 
 def test_rounding_at_the_threshold_is_the_batch_norms_own():
-    """The float formula mean - bias·std/gain is not what Brevitas computes: find_threshold asks the norm itself."""
+    """Brevitas does not compute the formula mean - bias·std/gain, so find_threshold must evaluate the norm itself."""
     norm = nn.BatchNorm1d(2000, eps=1e-4).eval()
     norm.running_mean.copy_(torch.randint(-50, 51, (2000,)))
     norm.running_var.uniform_(1, 900)
@@ -134,5 +134,5 @@ def test_a_net_in_training_is_left_in_evaluation_with_its_latent_weights():
     random = torch.get_rng_state()
     evaluate(Folded(net), batches)
     assert not net.training
-    assert torch.equal(torch.get_rng_state(), random)  # or a resumed training would go on otherwise
+    assert torch.equal(torch.get_rng_state(), random)  # else a resumed training would differ
     assert all(torch.equal(layer.weight, weight) for layer, weight in zip(net.binary_layers(), before))

@@ -27,7 +27,7 @@ BREVITAS = Topology(
 
 
 def trained_like(net):
-    """Statistics and gains as after some training, both signs among the gains."""
+    """Sets statistics and gains as after some training; gains have both signs."""
     for module in net.modules():
         if hasattr(module, "running_var"):
             module.running_mean.normal_(0, 3)
@@ -42,7 +42,7 @@ def binary(x):
 
 
 def numpy_forward(net, images, topology, standardized=False):
-    """The net of the reference written out in float64 NumPy."""
+    """The net of the reference, written in float64 NumPy."""
     state = {key: value.double().numpy() for key, value in net.state_dict().items()}
 
     def norm(x, key):
@@ -168,7 +168,7 @@ def test_standardised_layers(compiled):
         layer.train()
         out = forward(x)
         torch.testing.assert_close(out, expected)
-        assert torch.equal(layer.weight, latent)  # nor does training replace them
+        assert torch.equal(layer.weight, latent)  # training does not replace them either
         out.sum().backward()  # the gradient is that of the signs, straight through
         signs.requires_grad_()
         (F.conv2d(x, signs, padding=1) if x.ndim == 4 else F.linear(x, signs)).sum().backward()
@@ -176,7 +176,7 @@ def test_standardised_layers(compiled):
 
 
 def test_padding_value_by_hand():
-    """Hidden convolutions pad with -1 where that is wanted, the first one pads the image with 0; in float64 NumPy."""
+    """With pad -1, hidden convolutions pad with -1, and the first one pads the image with 0; in float64 NumPy."""
     net = CNV(Topology(4, ((5, False), (6, True), (4, False)), (7,)), 10, pad=-1)
     trained_like(net)
     given = {}
@@ -235,7 +235,7 @@ def test_compiled_training_step_equals_the_modules_one_by_one(size, softness):
 
 
 def test_softened_activations_by_hand():
-    """Training mixes hard tanh into the signs, after convolutions and linear layers alike; evaluation never does."""
+    """Training mixes hard tanh into the signs, after convolutions and linear layers alike. Evaluation never mixes."""
     net = CNV(Topology(2, ((3, False),), (5,)), 10)
     trained_like(net).train()
     net.soften(0.3, 0)
@@ -261,7 +261,7 @@ def test_softened_activations_by_hand():
 
 @pytest.mark.parametrize("wsconv", (False, True))
 def test_softened_weights_by_hand(wsconv):
-    """Training mixes the clamped latents into the signs, the gradient passes unchanged; evaluation never does."""
+    """Training mixes the clamped latents into the signs; the gradient passes unchanged. Evaluation never mixes."""
     net = CNV(Topology(2, ((3, False),), (5,)), 10, wsconv)
     trained_like(net).train()
     net.soften(0, 0.3)
@@ -280,7 +280,7 @@ def test_softened_weights_by_hand(wsconv):
         x, out = given[layer]
         latent = layer.weight.detach().double().numpy()
         if wsconv and latent.ndim == 4:
-            latent = latent - latent.mean()  # the scale goes in the next line
+            latent = latent - latent.mean()  # the next line removes the scale
         real = (latent / (2 * np.abs(latent).mean())).clip(-1, 1)
         used = torch.from_numpy(0.3 * real + 0.7 * binary(latent)).float().requires_grad_()
         product = multiply(x, used)
@@ -295,13 +295,13 @@ def test_softened_weights_by_hand(wsconv):
 
 @needs_compiler
 def test_gradient_of_normalized_signs_by_hand():
-    """Two windows of one channel: the first +1 of a window has its gradient, the first value where there is none."""
+    """Two windows of one channel. A window's gradient goes to its first +1, or if it has none, to its first value."""
     norm = torch.nn.BatchNorm2d(1, eps=0.0)
     values = [-2.0, 0.5, 0.5, -1.0, -0.5, -1.5, -0.25, 4.25]  # mean 0
     x = torch.tensor(values).view(1, 1, 2, 4).contiguous(memory_format=torch.channels_last).requires_grad_()
     y = normalized_signs(x, norm, torch.zeros(()), pool=True)
     assert y.flatten().tolist() == [1, 1]
-    deviation = np.std(values)  # 1.84: all but the last and the first lie within the reach of the gradient
+    deviation = np.std(values)  # 1.84: the gradient reaches all values but the first and the last
     y.backward(torch.tensor([[[[3.0, 5.0]]]]))
     passed = np.array([0, 3, 5, 0, 0, 0, 0, 0.0])  # windows: -2, .5, -.5, -1.5 and .5, -1, -.25, 4.25
     normal = np.array(values) / deviation

@@ -1,4 +1,4 @@
-"""Packed checkpoints: their bits unpacked by hand, the net from them against the one they were packed from."""
+"""Packed checkpoints: bits unpacked by hand, and the packed net against the net it was packed from."""
 
 import hashlib
 import sys
@@ -84,7 +84,7 @@ def test_used_where_no_trained_one_is(call, packed_only):
     rows, _ = sweep.read_rows(sweep.Path("results/cifar10_smaller_11111/sweep.csv"))
     assert {row["fault"] for row in rows} == {"none", "random", "stuck_at_0", "stuck_at_1", "flips"}
     assert {row["checkpoint"] for row in rows} == {sums[:16]}
-    away.rename(path)  # the trained net goes on where the packed one stopped
+    away.rename(path)  # the trained net measures what the packed one could not
     output = call(sweep, *words)
     assert "packed" not in output and "4 of" in output
 

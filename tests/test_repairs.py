@@ -1,4 +1,4 @@
-"""The repairs against slow transcriptions, pixel by pixel in NumPy and Python; total variation against minimum cuts."""
+"""The repairs against slow versions, pixel by pixel in NumPy and Python; total variation against minimum cuts."""
 
 import statistics
 
@@ -19,7 +19,7 @@ BITS = range(8)
 
 
 def pictures(count=3, height=7, width=9):
-    """Smooth images with noise: uint8 N×3×H×W, in channels_last order as those of loader.py are."""
+    """Smooth images with noise: uint8 N×3×H×W, in channels_last order as from read_images."""
     random = np.random.default_rng(count)
     waves = sum(
         random.uniform(20, 60, (count, 3, 1, 1))
@@ -35,7 +35,7 @@ def closer(zero, step, prediction):
 
 
 def by_hand(repair, channel, bit):
-    """One channel (H×W list of int), repaired pixel by pixel."""
+    """One channel (H×W list of int) repaired pixel by pixel, as a list."""
     step = 2**bit
     height, width = len(channel), len(channel[0])
     zeros = [[value - value // step % 2 * step for value in row] for row in channel]
@@ -117,7 +117,7 @@ def test_nothing_depends_on_what_the_broken_bit_reads_nor_changes_another_bit(re
             or ((results[0] ^ images) & ~torch.tensor(1 << bit, dtype=torch.uint8)).max() == 0
         )
         alone = torch.cat([mend_alone(fault, image, state) for image in images])
-        assert torch.equal(alone, results[0])  # no image has a part in another's repair
+        assert torch.equal(alone, results[0])  # each image is repaired independently of the others
 
 
 def mend_alone(fault, image, state):
@@ -142,7 +142,7 @@ def test_table_by_counting(bit):
 
 
 def convolve(image, weight, bias, dilation):
-    """Channels×H×W, weights of Conv2d; beyond the border stands the nearest pixel."""
+    """Convolution of a Channels×H×W array with weights of Conv2d; the border is padded with the nearest pixel."""
     _, height, width = image.shape
     result = np.zeros((len(weight), height, width))
     for y, x, i, j in np.ndindex(height, width, 3, 3):
@@ -157,7 +157,7 @@ def test_learned_repair_by_hand():
     state = predictor.learn_predictor(pictures(30), bit)
     again = predictor.learn_predictor(pictures(30), bit)
     assert all(torch.equal(state[key], again[key]) for key in state)
-    chosen = mend("variation", images, bit).numpy() >> bit & 1  # checked by itself
+    chosen = mend("variation", images, bit).numpy() >> bit & 1  # has its own test
     mended, means = (mend(repair, images, bit, state).numpy() for repair in ("learned", "learned_mean"))
     for image, total, result, mean in zip(images.numpy().astype(int), chosen, mended, means):
         zeros = image - (image >> bit & 1) * 2**bit
@@ -174,7 +174,7 @@ def test_learned_repair_by_hand():
 
 
 def test_learned_repair_learns(monkeypatch):
-    """Where channels differ by little but a constant, it finds more bits than the total variation it starts from."""
+    """If channels differ almost only by a constant, it finds more bits than the total variation, its input."""
     monkeypatch.setattr(predictor, "EPOCHS", 40)
     monkeypatch.setattr(predictor, "BATCH", 50 * 16 * 16)
     noise = torch.from_numpy(np.random.default_rng(0).normal(0, 30, (200, 1, 16, 16)))
@@ -242,7 +242,7 @@ def test_total_variation_is_worked_out_once(monkeypatch):
     assert number == 3
     assert torch.equal(mend("variation", images, 6), first) and len(worked_out) == number
     mend("variation", images, 5)
-    assert len(worked_out) == 2 * number  # another bit is another matter
+    assert len(worked_out) == 2 * number  # another bit is computed separately
     monkeypatch.setattr(total_variation, "REMEMBERED", 1)
     mend("variation", images, 4)
     assert len(total_variation._remembered) == 1
@@ -282,7 +282,7 @@ def test_other_images_are_learned_from_anew(tmp_path):
 
 
 def test_repairs_share_what_they_learn(monkeypatch):
-    """learned_mean takes what learned has learned, and code that learns otherwise learns anew."""
+    """learned_mean uses what learned has learned; changed learning code learns again."""
     calls = []
 
     def learn(images, bit):

@@ -11,7 +11,7 @@ import pytest
 
 @pytest.fixture
 def project(tmp_path, root):
-    """A copy of the project with this Python as its ready environment."""
+    """A copy of the project whose environment is this Python."""
     copy = tmp_path / "project"
     left = shutil.ignore_patterns(".venv*", ".git", "data", "checkpoint", "export_finn", "__pycache__")
     shutil.copytree(root, copy, ignore=left)
@@ -87,7 +87,7 @@ def test_cdpath_does_not_lead_elsewhere(project, tmp_path):
 
 
 def test_which_words_an_evaluation_gets(project, tmp_path):
-    """After a training those that it heeds; without one all, so that a wrong one is complained of."""
+    """After a training, the words that an evaluation uses; without one, all words: a wrong one is an error."""
     log = tmp_path / "log"
     launcher = project / ".venv" / "bin" / "python"
     launcher.write_text(
@@ -147,7 +147,7 @@ def test_demo_from_training_to_the_tables(project):
         ("random", "6", "repaired_n", "5"),
         ("random", "6", "repaired_s", "7"),
     ]
-    assert [f"{float(swept[cell]):.3f}" for cell in cells] == accuracies  # those of the short table
+    assert [f"{float(swept[cell]):.3f}" for cell in cells] == accuracies  # the same as in the short table
 
     edit(project, "run.sh", "TRAIN:-1", "TRAIN:-0")
     edit(project, "run.sh", "SWEEP:-1", "SWEEP:-0")

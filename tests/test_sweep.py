@@ -92,7 +92,7 @@ def contents(folder=FOLDER):
 
 
 def slow_images(row):
-    """The test images of a row, from the data set's items and bits unpacked in NumPy: float32 N×3×32×32."""
+    """The test images of a row, float32 N×3×32×32, from the data set's items and bits unpacked in NumPy."""
     seed, bit = int(row["run_seed"]), int(row["bit"] or 0)
     if row["fault"] in ("none", "noise", "noise_relative", "flips"):
         return items("baseline", seed)
@@ -130,7 +130,7 @@ def break_weights(net, row):
         positive = (latent - centre >= 0).numpy()
         if row["fault"] == "flips":
             wrong = (torch.rand(latent.shape, generator=draws) < level).numpy()
-            # latent weights that binarise to the flipped signs, symmetric so that standardising keeps them
+            # latent weights that binarise to the flipped signs; symmetric, so that standardising keeps the signs
             latent.copy_(torch.from_numpy(np.where(positive ^ wrong, 1.0, -1.0)))
             assert latent.mean().abs() < 1
             now = positive ^ wrong
@@ -177,7 +177,7 @@ def test_cells_against_brevitas_and_the_items_of_the_data_set(ready, call, sess)
         assert float(row["top1"]) == 100 * correct / ROWS and float(row["top5"]) == 100 * top5 / ROWS
         assert float(row["loss"]) == pytest.approx(F.cross_entropy(logits, labels).item(), abs=2e-6)
         accuracies.add(correct)
-    assert len(accuracies) > 3  # the faults do something
+    assert len(accuracies) > 3  # the faults change accuracies
 
 
 def test_brevitas_own_forward_pass_gives_the_same_rows(ready, call):
@@ -193,7 +193,7 @@ def test_what_must_hold(ready):
     assert torch.equal(sweep.faulty_images(Fault("random", 6, level=0.0), images, 1), images)
     plane = sweep.faulty_images(Fault("random", 6, level=1.0), images, 1)
     one_short = sweep.faulty_images(Fault("random", 6, level=1.0 - 2**-25), images, 1)
-    assert torch.equal(plane, one_short)  # the same bits are read, whatever the rate
+    assert torch.equal(plane, one_short)  # the same bits are read at every rate
 
     broken = [faults.image_breaks(1, range(ROWS), (3, 32, 32), rate) for rate in (0.1, 0.2)]
     assert abs(broken[0].float().mean() - 0.1) < 0.005 and not (broken[0] & ~broken[1]).any()
@@ -279,13 +279,13 @@ def test_interrupted_and_continued_equals_uninterrupted(ready, call, monkeypatch
     assert status == 0 and "0 of 46 cells to measure" in out
     assert contents() == whole
 
-    for start in (b"", report.rows.HEADER.encode()[:7]):  # a crash right at its beginning
+    for start in (b"", report.rows.HEADER.encode()[:7]):  # a crash right at the start of writing
         path.write_bytes(start)
         assert call(*FEW)[0] == 0 and contents() == whole
 
 
 def test_a_row_knows_what_made_it(ready, call, monkeypatch):
-    """Another code of a repair, or other training images, and what was measured with it is measured anew."""
+    """If the code of a repair or the training images change, what was measured with it is measured again."""
     few = ["--data", ".", "--bits", "6", "--repair", "midpoint", "table", "left", "--runs", "1"]
     assert "7 of 7 cells to measure" in call(*few)[1]
     assert "0 of 7 cells to measure" in call(*few)[1]
@@ -420,7 +420,7 @@ def parse_tables(text):
 
 
 def test_weight_standardisation_is_chosen_for_a_sweep(ready, call):
-    """A net trained without it, swept with it: the figures of the latents less their mean, in their own folder."""
+    """A net trained without it, swept with it: results as of latents minus their mean, in a separate folder."""
     checkpoint = torch.load(checkpoints.path_of("cifar10_smaller", 11111))
     convolutions = [weight for weight in checkpoint["net"].values() if weight.dim() == 4]
     for weight in convolutions:
@@ -468,7 +468,7 @@ def test_tables_parse_back_to_the_figures_of_the_csv(ready, call):
         share = statistics.mean(values) / 100
         for end in (float(low) / 100, float(high) / 100):
             if len(values) == 1 and 0 < end < 1:
-                # the ends of a score interval are the shares from which the measured one lies 1.96 standard errors away
+                # each end of a score interval is a share from which the measured share is 1.96 standard errors away
                 assert abs(share - end) == pytest.approx(1.959964 * np.sqrt(end * (1 - end) / ROWS), abs=1e-4)
         assert float(low) <= float(mean) <= float(high)
 
@@ -481,7 +481,7 @@ def test_tables_parse_back_to_the_figures_of_the_csv(ready, call):
         "Weight bit errors",
     ]
     of_images = [
-        "Broken bits that read, or were repaired, as they were (%)",
+        "Broken bits with their original value (%)",
         "Peak signal-to-noise ratio of the images (dB)",
         "The repairs",
     ]
@@ -524,7 +524,7 @@ def test_tables_parse_back_to_the_figures_of_the_csv(ready, call):
 
 
 def test_what_repairs_win_back():
-    """From the mean of 30 and 50 % to 80 %, 70 % is three quarters of the way; bit 6 loses too little to tell."""
+    """Lost are 80 % - 40 % (mean of 30 and 50 %): 70 % recovers three quarters. Bit 6 loses too little for a share."""
     measured = {
         NO_FAULT: 800,
         Fault("random", 7, level=1.0): 300,
@@ -538,7 +538,7 @@ def test_what_repairs_win_back():
     }
     same = {"dataset": "cifar10", "images": "0", "sess": "a", "seed": 1, "checkpoint": "0", "n": 1000}
     rows = [report.rows.row_of(cell, Score(1000, correct, correct, 1.0), **same) for cell, correct in measured.items()]
-    table = next(table for table in parse_tables(report.tables.markdown("a", rows, {})) if "won back" in table[0])
+    table = next(table for table in parse_tables(report.tables.markdown("a", rows, {})) if "recovered" in table[0])
     assert table[1:] == [
         ["share", "no fault", "bit 7"],
         ["repaired by bit 6", "–", "125"],
@@ -550,8 +550,8 @@ def test_what_repairs_win_back():
         for cell in json.loads(report.summaries.summary_json(rows))["cells"]
     }
     assert won[7, "median"] == 0.75 and won[6, "median"] is won[None, None] is None
-    assert not any("won back" in table[0] for table in parse_tables(report.tables.markdown("a", rows[1:], {})))
-    assert sum("won back" in table[0] for table in parse_tables(report.tables.markdown("a", rows, {"b": rows}))) == 1
+    assert not any("recovered" in table[0] for table in parse_tables(report.tables.markdown("a", rows[1:], {})))
+    assert sum("recovered" in table[0] for table in parse_tables(report.tables.markdown("a", rows, {"b": rows}))) == 1
 
 
 def test_matrices_of_several_nets(ready, call):
@@ -561,7 +561,7 @@ def test_matrices_of_several_nets(ready, call):
         for name in ("cifar10_smaller", "cifar10_smaller_wsconv")
     )
     two = [row for row in two if row["repair"] != "neighbors"]
-    text = report.tables.markdown("one", one, {"two": two, "three": one}).split("## Nets × what they are tested on")[1]
+    text = report.tables.markdown("one", one, {"two": two, "three": one}).split("## Nets × faults")[1]
     bit_7, bit_6, bit_3, flips = parse_tables(text)
     assert [table[0] for table in (bit_7, bit_6, bit_3, flips)] == [
         *(f"Bit {bit}: accuracy (%)" for bit in (7, 6, 3)),
@@ -587,7 +587,7 @@ def test_matrices_of_several_nets(ready, call):
 
 
 def test_interval():
-    """Wilson's interval as in tables of it, and Student's t where the runs differ and there are many images."""
+    """Wilson's interval as in published tables; Student's t if the runs differ and there are many images."""
     assert report.summaries.interval(50, None, 1, 10) == pytest.approx((23.66, 76.34), abs=0.01)
     assert report.summaries.interval(0, None, 1, 10) == pytest.approx((0, 27.75), abs=0.01)
     assert report.summaries.interval(100, 0.0, 5, 10) == pytest.approx((72.25, 100), abs=0.01)
@@ -647,7 +647,7 @@ def test_plots_show_the_csv(ready, call, monkeypatch):
     (flips,) = figures[name, "flips"]
     assert flips[f"{name}, bit errors"][0][1] == pytest.approx(mean(rows, fault="flips"))
     nets = figures[name, "nets"]
-    assert len(nets) == 6 and sum(map(bool, nets)) == 6  # three kinds of broken bits, three repairs but the copies
+    assert len(nets) == 6 and sum(map(bool, nets)) == 6  # three kinds of broken bits, three repairs besides copies
     for sess, its in ((name, rows), ("cifar10_smaller_wsconv_11111", other)):
         assert dict(nets[5][sess]) == {float(bit): mean(its, bit=bit, repair="neighbors") for bit in ("7", "3")}
     values = [100 * int(row["correct"]) / ROWS for row in rows if row["fault"] == "noise"]
@@ -797,7 +797,7 @@ def test_rows_of_another_checkpoint_are_not_mixed(ready, call):
     assert status == 1 and err.count("\n") == 1
     assert "holds rows of checkpoint" in err and "--replace" in err
     assert contents() == before
-    for _ in range(2):  # the second time an older .old is there
+    for _ in range(2):  # the second time there is an older .old
         assert call("--data", ".", "--bits", "--rate", "--sigma", "--flip", "--replace")[0] == 0
         assert contents(Path(f"{FOLDER}.old")) == before
         assert csv_rows()[0]["checkpoint"].encode() not in before["sweep.csv"]

@@ -1,4 +1,4 @@
-"""train_smaller.py as a user runs it, on small data in CIFAR's format; its parts against formulas written out."""
+"""train_smaller.py as a user runs it, on small data in CIFAR's format; its parts against explicit formulas."""
 
 import csv
 import json
@@ -74,7 +74,7 @@ def complain(run_script):
 
 
 def in_a_process(root, *words, more="", launch=(), **environment):
-    """Runs the script as a process of its own, with as many threads as this one, after the lines `more`."""
+    """Runs the lines `more`, then the script, in a new process with as many threads as this one."""
     Path("script.py").write_text(IN_A_PROCESS.format(topology=SMALL, more=more))
     threads = {"PYTHONPATH": str(root), "OMP_NUM_THREADS": str(torch.get_num_threads())}
     command = [sys.executable, *launch, "script.py", *words]
@@ -84,7 +84,7 @@ def in_a_process(root, *words, more="", launch=(), **environment):
 
 
 def same(a, b):
-    """Are two nested structures of tensors and values equal to the bit?"""
+    """True if two nested structures of tensors and values are equal to the bit."""
     if isinstance(a, torch.Tensor):
         return torch.equal(a, b)
     if isinstance(a, dict):
@@ -200,7 +200,7 @@ def with_margin(logits, labels):
 
 @pytest.mark.parametrize("option,value,expected", [("--smoothing", "0.2", smoothed), ("--margin", "1.5", with_margin)])
 def test_loss_against_numpy(data, succeed, option, value, expected):
-    """The loss of the first batch is that of the net as it starts."""
+    """The loss of the first batch is the loss of the initial net."""
     succeed(*TRAIN, "--epochs", "1", "--batch-size", "200", "--padding", "3", option, value, "--no-bf16")
     loss = torch.load(CHECKPOINT)["log"][0]["loss"]
     torch.manual_seed(11111)
@@ -239,7 +239,7 @@ def test_a_cycle_starts_from_signs(data, succeed, monkeypatch, wsconv):
 
 
 def test_running_statistics_after_one_step(data, succeed):
-    """From their starting values, 0 and 1, a quarter of the way to those of the only batch."""
+    """They go from their initial values, 0 and 1, a quarter of the way to the statistics of the only batch."""
     succeed(*TRAIN, "--epochs", "1", "--batch-size", "200", "--padding", "0", "--norm_momentum", "0.25", "--no-bf16")
     state = torch.load(CHECKPOINT)["net"]
     torch.manual_seed(11111)
@@ -320,7 +320,7 @@ def test_noise_with_weight_standardisation(data, succeed):
 
 
 def test_one_training_step_with_weight_standardisation_against_numpy(data, succeed, monkeypatch):
-    """In NumPy: signs of the standardised latents forward, their gradient to the raw latents, Adam on those."""
+    """In NumPy: forward with the standardised latents' signs; their gradient to the raw latents, which Adam steps."""
     given, nets, steps = {}, [], []
     make_optimizer, train_pass = train_smaller.make_optimizer, train_smaller.train_pass
 
@@ -367,7 +367,7 @@ def test_one_training_step_with_weight_standardisation_against_numpy(data, succe
         np.testing.assert_allclose(out.detach().numpy(), product, atol=1e-3)
         g = latent_gradient
         expected = weight - lr * g / (np.abs(g) + 1e-8)  # Adam's first step: m and v are g and g², debiased
-        sure = np.abs(g) > 1e-5 * np.abs(g).max()  # the sign of a smaller one is rounding
+        sure = np.abs(g) > 1e-5 * np.abs(g).max()  # the sign of a smaller gradient is rounding
         now = layer.weight.detach().numpy()
         assert sure.mean() > 0.9
         np.testing.assert_allclose(now[sure], expected[sure], atol=lr / 100)
@@ -377,10 +377,10 @@ def test_one_training_step_with_weight_standardisation_against_numpy(data, succe
 
 
 def test_weight_standardisation_is_chosen_in_evaluation(data, succeed, complain):
-    """Whatever the net was trained with, and the line says so. A packed net has no latent weights for it."""
+    """It can differ from training, and the output says so. A packed net has no latent weights for it."""
     net = trained_net("cifar10", wsconv=True)
     for layer in net.binary_layers()[:2]:
-        layer.weight.data.add_(0.4)  # which weight standardisation takes away
+        layer.weight.data.add_(0.4)  # a mean that weight standardisation removes
     images, _ = read_images("cifar10", ".", train=False)
     predicted = {}
     for wsconv in (False, True):
@@ -418,7 +418,7 @@ def test_weight_standardisation_is_chosen_in_evaluation(data, succeed, complain)
         checkpoints.packed_path_of("plain", 11111),
     )
     path.unlink()
-    assert "it holds signs only" in complain("--data", ".", "--sess", "plain", "--wsconv")
+    assert "is packed and holds signs only" in complain("--data", ".", "--sess", "plain", "--wsconv")
     assert succeed("--data", ".", "--sess", "plain", "--no-wsconv")[-1] == f"Avg. acc.: {accuracy[False]:.3f}%"
 
 
@@ -453,7 +453,7 @@ def test_two_processes(root, data, succeed, complain):
     assert epochs == ["epoch 1/3", "epoch 2/3", "epoch 3/3"]
     state = torch.load(CHECKPOINT, weights_only=True)
     assert not any(key.startswith("module.") for key in state["net"])
-    for rank in (0, 1):  # gradients were averaged: both have stepped alike, away from where they began
+    for rank in (0, 1):  # gradients were averaged: both processes have the same trained parameters
         parameters = torch.load(f"parameters_{rank}.pth")
         assert all(torch.equal(value, state["net"][key]) for key, value in parameters.items())
     assert succeed("--data", ".")[-1] == f"Avg. acc.: {state['acc']:.3f}%"
@@ -467,7 +467,7 @@ def test_without_a_compiler(root, data, succeed):
     assert process.stdout.count("torch.compile cannot run here") == 1
     fallback = CHECKPOINT.rename("fallback.pth")
     succeed(*options, "--no-compile")
-    assert same(timeless(CHECKPOINT)["net"], timeless(fallback)["net"])  # the attempt left no trace
+    assert same(timeless(CHECKPOINT)["net"], timeless(fallback)["net"])  # the failed attempt changed nothing
 
 
 def test_an_older_checkpoint_is_kept(data, succeed):
@@ -497,7 +497,7 @@ def test_an_originals_name_says_what_it_is(data):
         ("--train --batch-size 1", "at least 2"),
         ("--train --lr nan", "is not a number"),
         ("--dataset mnist", "invalid choice: 'mnist'"),
-        ("--train --smoothing 0.1 --loss sqrhinge", "--smoothing is of the cross-entropy"),
+        ("--train --smoothing 0.1 --loss sqrhinge", "--smoothing is for the cross-entropy"),
         ("--train --holdout 100", "100 of 100 training images held out leave none to train on"),
         ("--train --pretrained checkpoint/none.pth", "checkpoint/none.pth is missing"),
         ("--train --faulty_bit any", "--faulty_bit any needs a fault"),
@@ -506,7 +506,7 @@ def test_an_originals_name_says_what_it_is(data):
         ("--train --faulty_bit all", "invalid bit value: 'all'"),
         ("--train --train_flip 2", "--train_flip: 2 is out of range"),
         ("--train --epochs 5 --duplicate 2", "--epochs 5 is no multiple of --duplicate 2 times --cycles 1"),
-        ("--train --recipe reference --cycles 2", "--cycles is of the cosine schedule: 1 with --schedule step"),
+        ("--train --recipe reference --cycles 2", "--cycles is for the cosine schedule: use 1 with --schedule step"),
         (
             "--train --dataset tiny_imagenet --epochs 5",
             "--epochs 5 is no multiple of --duplicate 1 times --cycles 2: set one of them",
@@ -520,7 +520,10 @@ def test_an_originals_name_says_what_it_is(data):
         ("--sess list", "holds no 'net'"),
         ("--sess other", "does not fit the net for CIFAR-10: conv_features.1.weight is (16, 3, 3, 3) in the file"),
         ("--sess good --dataset cifar100", "trained with dataset cifar10, not cifar100"),
-        ("--sess old_wsconv --train --resume", "is from when weight standardisation replaced the latent weights"),
+        (
+            "--sess old_wsconv --train --resume",
+            "is of a version in which weight standardisation replaced the latent weights",
+        ),
         ("--train --pad 1", "argument --pad: invalid choice: 1"),
         ("--sess good --pad -1", "--pad is for --train"),
         ("--sess good --resume", "--resume is for --train"),
@@ -677,7 +680,7 @@ def test_reference_recipe_and_overrides(monkeypatch):
     assert (reference["lr"], reference["amsgrad"], reference["batch_size"]) == (0.02, True, 2048)
     assert (reference["duplicate"], reference["epochs"], reference["init"]) == (10, 600, 1.0)
     assert options("--recipe", "reference", "--dataset", "tiny_imagenet")["duplicate"] == 3
-    assert options("--wsconv") == {**options("--no-wsconv"), "wsconv": True}  # no recipe of its own
+    assert options("--wsconv") == {**options("--no-wsconv"), "wsconv": True}  # wsconv has no recipe of its own
     assert options("--recipe", "reference", "--wsconv") == {**reference, "wsconv": True}
     assert options("--dataset", "tiny_imagenet")["soften"] and options("--dataset", "tiny_imagenet")["cycles"] == 2
     assert options("--dataset", "tiny_imagenet", "--schedule", "step")["cycles"] == 1
@@ -707,7 +710,7 @@ def test_optimizers_against_numpy(optimizer, amsgrad, clip):
         g = gradient.double().numpy()
         if optimizer == "sgd":
             m = 0.9 * m + g
-            w -= 0.2 * m  # the rate of one process times two
+            w -= 0.2 * m  # learning rate of one process, times two processes
         else:
             m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
             top = np.maximum(top, v)
@@ -717,7 +720,7 @@ def test_optimizers_against_numpy(optimizer, amsgrad, clip):
 
 
 def test_score_and_evaluate_against_numpy():
-    logits, labels = torch.randint(-3, 4, (50, 10)).float(), torch.randint(0, 10, (50,))  # many of them equal
+    logits, labels = torch.randint(-3, 4, (50, 10)).float(), torch.randint(0, 10, (50,))  # many logits are equal
     result = to_score(score(logits, labels))
     order = np.argsort(-logits.numpy(), axis=1, kind="stable")
     hits = order == labels.numpy()[:, None]
@@ -731,7 +734,7 @@ def test_score_and_evaluate_against_numpy():
 
     net = CNV(Topology(8, ((4, True),), (8,)), 10)
     images = torch.randint(0, 256, (50, 3, 8, 8), dtype=torch.uint8)
-    net(torch.rand(50, 3, 8, 8))  # some running statistics
+    net(torch.rand(50, 3, 8, 8))  # gives it running statistics
     before = [value.clone() for value in net.state_dict().values()]
     whole, parts = (evaluate(net, EvalBatches(images, labels, torch.device("cpu"), size)) for size in (50, 7))
     assert whole[:3] == parts[:3] and whole.loss == pytest.approx(parts.loss)

@@ -1,4 +1,4 @@
-"""Training on faults: what the batches and the weights of a step are, and that nothing else changes."""
+"""Training on faults: the batches and weights of a step are as specified, and nothing else changes."""
 
 import numpy as np
 import pytest
@@ -42,7 +42,7 @@ def test_a_step_sees_faulty_weights_and_leaves_none(flip, noise):
         inside = latents(net)
         found = gradients(net, images, labels)
     assert all(map(torch.equal, latents(net), before))
-    other = small_net()  # a net made with the faulty weights, and trained as any
+    other = small_net()  # a net with the faulty weights, trained without faults
     for layer, weight in zip(other.binary_layers(), inside):
         layer.weight.data.copy_(weight)
     assert all(map(torch.equal, found, gradients(other, images, labels)))
@@ -80,10 +80,10 @@ def test_shares_and_sizes_of_the_faults():
 
 @pytest.mark.parametrize("noise", [0.0, 0.5])
 def test_faults_with_weight_standardisation(noise):
-    """Noise comes before it, flips after it: signs by NumPy, from the noise and flips of a net without it."""
+    """Noise is added before it, signs flip after it: NumPy computes them from noise and flips of a net without it."""
     plain, net = small_net(), small_net(wsconv=True)
     for one, other in zip(plain.binary_layers(), net.binary_layers()):
-        one.weight.data.add_(0.05)  # a mean that standardisation takes away
+        one.weight.data.add_(0.05)  # a mean that standardisation removes
         other.weight.data.copy_(one.weight)
     before = latents(net)
     with TrainingFaults(plain, 0.0, noise, seed=5).at(2):
@@ -94,7 +94,7 @@ def test_faults_with_weight_standardisation(noise):
         found = [layer.quant_weight().value.detach().numpy() for layer in net.binary_layers()]
         net(torch.rand(4, 3, 8, 8)).sum().backward()
     for i, (signs, weight, flip) in enumerate(zip(found, noisy, flips)):
-        centre = weight.mean() if i < 2 else 0  # the convolutions alone are standardised
+        centre = weight.mean() if i < 2 else 0  # only the convolutions are standardised
         assert np.array_equal(signs, np.where((weight >= centre) ^ flip, 1, -1))
         assert flip.mean() > 0.05
     assert all(map(torch.equal, latents(net), before))

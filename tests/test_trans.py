@@ -1,4 +1,4 @@
-"""trans.py on a made tree, as a user runs it: sorted, run twice, interrupted, unzipped, and every kind of bad input."""
+"""trans.py as a user runs it, on a small made tree: sorting, running twice, interruption, unzipping, bad input."""
 
 import os
 import shutil
@@ -86,7 +86,7 @@ def test_interrupted_half_way(folder, monkeypatch, capsys):
 def test_unzips(folder, root):
     shutil.make_archive(str(folder), "zip", folder.parent, folder.name)
     shutil.rmtree(folder)
-    (folder.parent / "tiny-imagenet-200.partial" / "tiny-imagenet-200").mkdir(parents=True)  # an unzipping cut short
+    (folder.parent / "tiny-imagenet-200.partial" / "tiny-imagenet-200").mkdir(parents=True)  # from an interrupted run
     code, out, err = call(root, folder)
     assert (code, err) == (0, "")
     assert "unzipping" in out and "7 images in 3 class folders" in out
@@ -106,7 +106,7 @@ def test_damaged_zip(folder, monkeypatch):
             trans.main()
         except UserError:
             continue
-        shutil.rmtree(folder)  # a byte that does not matter
+        shutil.rmtree(folder)  # unzipped all the same: this byte does not matter
 
 
 @pytest.mark.parametrize("content", (b"", b"PK\x03\x04 cut off"))
