@@ -396,7 +396,7 @@ def check_for_evaluation(args):
     if args.pad is not None:
         raise UserError("--pad is for --train: a checkpoint says how its net pads")
     for name in TRAINING_ONLY:
-        if getattr(args, name) not in (None, False):
+        if getattr(args, name) is not None and (name != "resume" or args.resume):
             raise UserError(f"--{name} is for --train: an evaluation does not heed it")
 
 
