@@ -158,7 +158,7 @@ def draw_noise(sessions):
         for (name, summaries), style in zip(sessions.items(), _styles()):
             faults = [fault for fault in summaries if fault.kind == kind or fault == NO_FAULT]
             _draw(axes, faults, summaries, lambda fault: fault.level or 0, style, name)
-    panels[0].legend()
+    _legend_below(figure, panels[0])
     return figure
 
 
@@ -174,8 +174,16 @@ def draw_flips(sessions):
                 flipped = {fault: 100 * summaries[fault].flipped for fault in faults}
                 _draw(axes, faults, summaries, flipped.get, next(styles), f"{name}, {by}")
     axes.set_xscale("log")
-    axes.legend()
+    _legend_below(figure, axes)
     return figure
+
+
+def _legend_below(figure, axes):
+    """A legend below the axes, with room of its own however many lines there are."""
+    handles, labels = axes.get_legend_handles_labels()
+    figure.set_figheight(figure.get_figheight() + 0.1 * len(labels))
+    if labels:
+        figure.legend(handles, labels, loc="outside lower center", ncols=2)
 
 
 def draw_images(images, seed, neighbor_offset, shown, state_of=lambda fault: None):
