@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Export a checkpoint for FINN, as QONNX, and check the file against the net.
 
-    python export_finn.py --sess cifar10_smaller    # -> export_finn/ckpt.t7.cifar10_smaller_11111.qonnx.onnx
-    python export_finn.py --report                  # also print what each layer costs in hardware
+    .venv/bin/python export_finn.py --sess cifar10_smaller  # -> export_finn/ckpt.t7.cifar10_smaller_11111.qonnx.onnx
+    .venv/bin/python export_finn.py --report                  # also print what each layer costs in hardware
 
 The file takes float32 images in [0, 1]; their 8-bit quantiser is in it. It is run on test images twice: as it is, and
 recoded as FINN recodes it (models/qonnx_graph.py). Both must give the net's logits, or no file is written. The images

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Pack a trained checkpoint to give away: the signs of its weights as bits, its statistics as float32.
 
-    python pack.py --sess cifar10_smaller --seed 11111 --about "CIFAR-10; one H200"
+    .venv/bin/python pack.py --sess cifar10_smaller --seed 11111 --about "CIFAR-10; one H200"
     -> checkpoint/ckpt.t7.cifar10_smaller_11111.packed.pth, and a description in .packed.txt
 
 The packed net must have exactly the accuracy of the net it is packed from, or no file is written. Latent weights and

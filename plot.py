@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Draw the plots of sweeps, from their sweep.csv alone.
 
-    python plot.py results/cifar10_smaller_11111          # -> PNGs and SVGs in that folder
-    python plot.py results/cifar10_smaller_11111 results/cifar10_smaller_wsconv_11111      # a line for each
+    .venv/bin/python plot.py results/cifar10_smaller_11111          # -> PNGs and SVGs in that folder
+    .venv/bin/python plot.py results/cifar10_smaller_11111 results/cifar10_smaller_wsconv_11111      # a line for each
 
 sweep.py draws them at its end, too, and adds a picture of test images: clean, faulty and repaired.
 """
@@ -25,10 +25,10 @@ def main():
     sessions = {}
     for path, folder in folders.items():
         if not (path / "sweep.csv").is_file():
-            raise UserError(f"{folder / 'sweep.csv'} is missing: python sweep.py measures it")
+            raise UserError(f"{folder / 'sweep.csv'} is missing: .venv/bin/python sweep.py measures it")
         rows, damaged = read_rows(path / "sweep.csv")
         if damaged or not rows:
-            raise UserError(f"{folder / 'sweep.csv'} is not complete: python sweep.py goes on with it")
+            raise UserError(f"{folder / 'sweep.csv'} is not complete: .venv/bin/python sweep.py goes on with it")
         sessions[names[path]] = rows
     for path, folder in folders.items():
         name = names[path]

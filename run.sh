@@ -3,7 +3,7 @@
 #
 #   ./run.sh                  CIFAR-10 (the same as ./run.sh cifar10), downloaded on first use
 #   ./run.sh demo             a small synthetic set: no download, a few minutes
-#   ./run.sh tiny_imagenet    Tiny-ImageNet, after python trans.py
+#   ./run.sh tiny_imagenet    Tiny-ImageNet, after python3 trans.py
 #   ./run.sh cifar100
 #   ./run.sh folder           images in class folders of your own: name their folder in DATA below (docs/extending.md)
 #   ./run.sh test             runs the tests; ./run.sh check: checks the style

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Measure trained nets under every fault and repair, once each, and write the tables and plots.
 
-    python sweep.py                                                    # -> results/cifar10_smaller_11111/
-    python sweep.py --sess cifar10_smaller cifar10_smaller_wsconv --seed 11111 11112
-    torchrun --nproc_per_node=2 sweep.py                               # the processes share the faults; same files
+    .venv/bin/python sweep.py                                                    # -> results/cifar10_smaller_11111/
+    .venv/bin/python sweep.py --sess cifar10_smaller cifar10_smaller_wsconv --seed 11111 11112
+    .venv/bin/torchrun --nproc_per_node=2 sweep.py  # the processes share the faults; same files
 
 Each row of sweep.csv is written as soon as it is measured. After an interruption the same command measures only what
 is missing. Rows for other bits, rates or runs are added to those that are there.
@@ -101,10 +101,10 @@ def parse():
     group.add_argument(
         "--fold", action=BooleanOptionalAction, default=True, help="evaluate the folded net, not Brevitas' own"
     )
-    return settle(parser.parse_args())
+    return fill_defaults(parser.parse_args())
 
 
-def settle(args):
+def fill_defaults(args):
     """Fill in the options that are left out: with defaults if no kind is given; else kinds not given are empty.
 
     `--repair X` alone is every bit repaired by X; `--bits B` alone is that bit unrepaired and by every repair.

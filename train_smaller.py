@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Train a binarised CNV, or evaluate its checkpoint once under one fault setting.
 
-    python train_smaller.py --train                              # -> checkpoint/ckpt.t7.cifar10_smaller_11111.pth
-    python train_smaller.py --mem_fault faulty --faulty_bit 5      # -> Avg. acc.: ..%
-    torchrun --nproc_per_node=2 train_smaller.py --train           # two processes, one GPU each where there are GPUs
+    .venv/bin/python train_smaller.py --train  # -> checkpoint/ckpt.t7.cifar10_smaller_11111.pth
+    .venv/bin/python train_smaller.py --mem_fault faulty --faulty_bit 5      # -> Avg. acc.: ..%
+    .venv/bin/torchrun --nproc_per_node=2 train_smaller.py --train  # two processes, one GPU each where there are GPUs
 
 Every constant below can be edited; an option of the same name overrides it. Those of a recipe are in recipes.py.
 """
@@ -383,7 +383,7 @@ def prepare(net, batches, options, saved, args, processes):
         compute_loss=make_loss(options),
         optimizer=optimizer,
         scheduler=scheduler,
-        faults=TrainingFaults(net, options["train_flip"], options["train_noise"], options["seed"]),
+        weight_faults=TrainingFaults(net, options["train_flip"], options["train_noise"], options["seed"]),
         set_softness=set_softness,
         total=lambda tensor: processes.sum(tensor.clone()),
     )

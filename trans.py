@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Sort Tiny-ImageNet's validation images into class folders. Run once after downloading.
 
-    python trans.py                            # data/tiny-imagenet-200, unzips data/tiny-imagenet-200.zip if needed
-    python trans.py FOLDER
+    python3 trans.py                            # data/tiny-imagenet-200, unzips data/tiny-imagenet-200.zip if needed
+    python3 trans.py FOLDER
 
 val/images/val_0.JPEG … becomes val/<wnid>/images/val_0.JPEG …, as val/val_annotations.txt says; that file stays.
 Images are moved, not copied. Everything is checked before the first image moves. If a run is interrupted, the next

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Images/s of the folded net against Brevitas' own forward pass, side by side in one run.
 
-    python -m bench.evaluate                          # CIFAR-10 net
-    python -m bench.evaluate --net tiny_imagenet_smaller --wsconv
+    .venv/bin/python -m bench.evaluate                          # CIFAR-10 net
+    .venv/bin/python -m bench.evaluate --net tiny_imagenet_smaller --wsconv
 
 Both evaluate the same uint8 images in the way of sweep.py, Brevitas in float32 and channels_last. They run in turn,
 so that both see the same load of the machine. Their logits are compared first. Each round gives a ratio; quote the

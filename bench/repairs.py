@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Images/s of every repair, on a batch of test images with a broken bit.
 
-    python -m bench.repairs                       # bit 6
-    python -m bench.repairs --bits 7 6 5 4 3 2 1 0
+    .venv/bin/python -m bench.repairs                       # bit 6
+    .venv/bin/python -m bench.repairs --bits 7 6 5 4 3 2 1 0
 
 Each repair runs once per round, so that all see the same load of the machine. The median of the rounds is printed.
 """

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Images/s of this project's training step against a usual one, side by side in one run.
 
-    python -m bench.train --data data                      # CIFAR-10 net
-    python -m bench.train --data data --dataset demo
-    python -m bench.train --parts                          # where the time of our step goes
-    python -m bench.train --train_flip 0.05 --margin 3     # our step with these options against ours without
+    .venv/bin/python -m bench.train --data data                      # CIFAR-10 net
+    .venv/bin/python -m bench.train --data data --dataset demo
+    .venv/bin/python -m bench.train --parts                          # where the time of our step goes
+    .venv/bin/python -m bench.train --train_flip 0.05 --margin 3  # our step with these options against ours without
 
 usual: torchvision's CIFAR10 and transforms in a DataLoader, Brevitas' layers, float32, eager.
 ours: train_smaller.py's batches and step. Both use the same images, net, batch size and optimiser. They
@@ -87,7 +87,7 @@ def our_training(args, device):
         compute_loss=make_loss(options),
         optimizer=optimizer,
         scheduler=torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0),
-        faults=TrainingFaults(net, args.train_flip, args.train_noise, 0),
+        weight_faults=TrainingFaults(net, args.train_flip, args.train_noise, 0),
         set_softness=lambda step: None,
         total=lambda tensor: tensor,
     )
@@ -120,7 +120,7 @@ def parts(args, device):
         islice(timed(batches.epoch(0), times["data"], clock), WARM_UP + args.rounds * STEPS)
     ):
         start = clock()
-        with training.faults.at(number):
+        with training.weight_faults.at(number):
             with training.autocast:
                 loss = training.compute_loss(training.model(images.contiguous(memory_format=training.layout)), labels)
             forward = clock()

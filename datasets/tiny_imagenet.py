@@ -16,7 +16,7 @@ def _images_of(place):
     """The sorted paths of a class's images, in the folder images/ of `place` or in `place` itself."""
     own = image_files(place / "images") or [path for path in image_files(place) if path.parent == place]
     if not own:
-        raise UserError(f"{place / 'images'} is missing or empty: unzip Tiny-ImageNet again and run python trans.py")
+        raise UserError(f"{place / 'images'} is missing or empty: unzip Tiny-ImageNet again and run python3 trans.py")
     return own
 
 
@@ -32,9 +32,9 @@ def read(folder, train, workers):
     split = "train" if train else "val"
     for name in ("train", split):
         if not (folder / name).is_dir():
-            raise UserError(f"{folder / name} is not there: python trans.py says where to get Tiny-ImageNet")
+            raise UserError(f"{folder / name} is not there: python3 trans.py says where to get Tiny-ImageNet")
     if (folder / "val" / "images").is_dir():
-        raise UserError(f"{folder / 'val'} is not sorted into class folders yet: run python trans.py {folder}")
+        raise UserError(f"{folder / 'val'} is not sorted into class folders yet: run python3 trans.py {folder}")
     wnids = class_names(folder / "train")
     if len(wnids) != CLASSES:
         raise UserError(f"{folder / 'train'} holds {len(wnids)} class folders instead of {CLASSES}: unzip it again")

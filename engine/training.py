@@ -25,7 +25,7 @@ class Training:
     compute_loss: Callable  # (logits, labels) -> scalar
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LRScheduler
-    faults: TrainingFaults
+    weight_faults: TrainingFaults
     set_softness: Callable  # (step) -> None: sets the net's softness for a step, counted from 0
     total: Callable  # (tensor) -> its sum over all processes
 
@@ -41,7 +41,7 @@ def train_pass(training, batches):
     for step, (images, labels) in enumerate(batches, 1):
         images = images.contiguous(memory_format=training.layout)
         training.set_softness(scheduler.last_epoch)
-        with training.faults.at(scheduler.last_epoch):
+        with training.weight_faults.at(scheduler.last_epoch):
             stance = "default" if len(images) == training.batch_size else "force_eager"
             with training.autocast, torch.compiler.set_stance(stance):
                 logits = model(images)

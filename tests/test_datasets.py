@@ -228,7 +228,7 @@ def test_tiny_imagenet_cache(tiny, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore:'mode' parameter is deprecated")
 def test_tiny_imagenet_bad_input(tiny, tmp_path):
-    with pytest.raises(UserError, match=r"python trans\.py says where"):
+    with pytest.raises(UserError, match=r"python3 trans\.py says where"):
         tiny_imagenet.read(tmp_path / "nowhere", True, 1)
     broken = tiny / "val" / "n00000003" / "images" / "val_0.JPEG"
     broken.write_bytes(broken.read_bytes()[:200])

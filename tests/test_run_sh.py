@@ -178,7 +178,7 @@ def test_demo_from_training_to_the_tables(project):
     "words,complaint",
     [
         (("mnist",), "error: 'mnist' is unknown: demo, cifar10, cifar100, tiny_imagenet, folder, test, check or finn"),
-        (("tiny_imagenet",), "python trans.py says where to get Tiny-ImageNet"),
+        (("tiny_imagenet",), "python3 trans.py says where to get Tiny-ImageNet"),
         (("demo", "--epochs", "-1"), "error: argument --epochs: -1 is out of range: at least 1"),
         (("demo", "--sess=x"), "error: --sess=x names the checkpoint"),
         (("demo", "--pad", "-1"), "error: --pad is for training alone"),

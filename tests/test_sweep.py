@@ -839,4 +839,8 @@ def test_every_line_of_a_plot_has_a_style_of_its_own():
 
 def test_plots_without_a_sweep(call):
     status, _, err = call("results/nobody_1", script=plot)
-    assert status == 1 and err.count("\n") == 1 and "nobody_1/sweep.csv is missing: python sweep.py measures it" in err
+    assert (
+        status == 1
+        and err.count("\n") == 1
+        and "nobody_1/sweep.csv is missing: .venv/bin/python sweep.py measures it" in err
+    )
