@@ -78,6 +78,19 @@ def from_left(images, bit):
     return repaired
 
 
+def median_prediction(framed, y, x):
+    """JPEG-LS' prediction of the values at (y, x) of one diagonal: int16 …×L.
+
+    It is the median of left, upper, and left + upper - upper left; in the first row or column the left or upper value
+    alone. framed: the values known so far, int16 …×(H+1)×(W+1), below a row and right of a column that do not count.
+    Source: the predictor is that of LOCO-I / JPEG-LS, Weinberger, Seroussi & Sapiro (2000).
+    """
+    left, upper, corner = framed[..., y + 1, x], framed[..., y, x + 1], framed[..., y, x]
+    low, high = torch.minimum(left, upper), torch.maximum(left, upper)
+    prediction = torch.minimum(torch.maximum(left + upper - corner, low), high)
+    return torch.where(y == 0, left, torch.where(x == 0, upper, prediction))
+
+
 def from_median_predictor(images, bit):
     """The candidate nearer to the median of left, upper, and left + upper - upper left: the repaired neighbours.
 
@@ -91,10 +104,7 @@ def from_median_predictor(images, bit):
     for diagonal in range(height + width - 1):
         y = torch.arange(max(0, diagonal - width + 1), min(height, diagonal + 1), device=zeros.device)
         x = diagonal - y
-        left, upper, corner = framed[..., y + 1, x], framed[..., y, x + 1], framed[..., y, x]
-        low, high = torch.minimum(left, upper), torch.maximum(left, upper)
-        prediction = torch.minimum(torch.maximum(left + upper - corner, low), high)
-        prediction = torch.where(y == 0, left, torch.where(x == 0, upper, prediction))
+        prediction = median_prediction(framed, y, x)
         if diagonal == 0:
             prediction = torch.full_like(prediction, GREY)
         framed[..., y + 1, x + 1] = nearer(zeros[..., y, x], bit, prediction).short()

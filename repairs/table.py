@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from common import UserError
 from faults import MSB, NO_FAULT, Fault, faulty_images
-from repairs import pixels
+from repairs import colors, pixels
 from repairs.predictor import from_predictor, learn_predictor, mean_of_predictor
 from repairs.total_variation import from_total_variation
 
@@ -73,6 +73,15 @@ REPAIRS = {
             lines=2 * pixels.NEIGHBOR_PASSES,
         ),
     ),
+    "colors": Repair(
+        colors.from_colors,
+        "the candidates that fit JPEG-LS' predictions of the three colours and of their differences",
+        RepairCost(operations=32, comparisons=9, lines=1),
+    ),
+    "color_scans": Repair(
+        colors.from_color_scans, "the same from each of the four corners: the result of least variation", None
+    ),
+    "color_mean": Repair(colors.mean_of_color_scans, "the mean of the four", None),
     "variation": Repair(from_total_variation, "the candidates of least total variation", None),
     "learned": Repair(
         from_predictor, "the prediction of a small net that learned from clean training images", None, learn_predictor

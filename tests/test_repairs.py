@@ -12,7 +12,7 @@ from CIFARDataset import CIFAR10
 from common import UserError
 from datasets import read_images
 from engine import state_of
-from repairs import REPAIRS, fault_of, learned, learned_state, pixels, predictor, total_variation, with_fault
+from repairs import REPAIRS, colors, fault_of, learned, learned_state, pixels, predictor, total_variation, with_fault
 from repairs.pixels import NEIGHBOR_PASSES, learn_table
 
 BITS = range(8)
@@ -81,7 +81,8 @@ def by_hand(repair, channel, bit):
     return result
 
 
-SIMPLE = [name for name in REPAIRS if name not in ("repaired_n", "table", "variation", "learned", "learned_mean")]
+OTHERS = ("repaired_n", "table", "colors", "color_scans", "color_mean", "variation", "learned", "learned_mean")
+SIMPLE = [name for name in REPAIRS if name not in OTHERS]
 
 
 @pytest.mark.parametrize("repair", SIMPLE)
@@ -113,7 +114,7 @@ def test_nothing_depends_on_what_the_broken_bit_reads_nor_changes_another_bit(re
         assert all(torch.equal(result, results[0]) for result in results)
         assert results[0].dtype == torch.uint8 and torch.equal(images, before)
         assert (
-            repair in ("midpoint", "learned_mean")
+            repair in ("midpoint", "color_mean", "learned_mean")
             or ((results[0] ^ images) & ~torch.tensor(1 << bit, dtype=torch.uint8)).max() == 0
         )
         alone = torch.cat([mend_alone(fault, image, state) for image in images])
@@ -122,6 +123,63 @@ def test_nothing_depends_on_what_the_broken_bit_reads_nor_changes_another_bit(re
 
 def mend_alone(fault, image, state):
     return apply(fault, image, lambda shape: torch.zeros(shape, dtype=torch.uint8), state)[None]
+
+
+def predicted(plane, y, x, first):
+    """JPEG-LS' prediction of a value from those above and to the left of it."""
+    if not (y or x):
+        return first
+    if not y:
+        return plane[y][x - 1]
+    if not x:
+        return plane[y - 1][x]
+    return statistics.median(
+        [plane[y][x - 1], plane[y - 1][x], plane[y][x - 1] + plane[y - 1][x] - plane[y - 1][x - 1]]
+    )
+
+
+def scan_by_hand(image, bit):
+    """One image (3×H×W list of int): of the eight triples the one that fits colours and differences best."""
+    height, width = len(image[0]), len(image[0][0])
+    result = [[[0] * width for _ in range(height)] for _ in range(3)]
+    differences = [[[0] * width for _ in range(height)] for _ in range(3)]  # red-green, green-blue, blue-red
+    for y in range(height):
+        for x in range(width):
+            choices = []
+            for number in range(8):
+                triple = [image[c][y][x] // 2**bit // 2 * 2 * 2**bit + image[c][y][x] % 2**bit for c in range(3)]
+                triple = [value + (number >> c & 1) * 2**bit for c, value in enumerate(triple)]
+                cost = sum(abs(triple[c] - predicted(result[c], y, x, 128)) for c in range(3))
+                for c in range(3):
+                    difference = triple[c] - triple[(c + 1) % 3]
+                    cost += 2 * abs(difference - predicted(differences[c], y, x, 0))
+                choices.append((cost, number, triple))
+            triple = min(choices)[2]
+            for c in range(3):
+                result[c][y][x] = triple[c]
+                differences[c][y][x] = triple[c] - triple[(c + 1) % 3]
+    return np.array(result)
+
+
+def wavering(image):
+    """Total variation of the channels and twice that of their differences."""
+    planes = [*image, *(2 * (image[c] - image[(c + 1) % 3]) for c in range(3))]
+    return sum(np.abs(np.diff(plane, axis=axis)).sum() for plane in planes for axis in (0, 1))
+
+
+@pytest.mark.parametrize("bit", BITS)
+def test_colors_by_hand(bit):
+    images = pictures(3, 6, 5)
+    together, chosen, mean = (mend(name, images, bit).numpy() for name in ("colors", "color_scans", "color_mean"))
+    for image, *found in zip(images.numpy().astype(int), together, chosen, mean):
+        scans = []
+        for rows, columns in ((1, 1), (1, -1), (-1, 1), (-1, -1)):
+            mirrored = image[:, ::rows, ::columns].tolist()
+            scans.append(scan_by_hand(mirrored, bit)[:, ::rows, ::columns])
+        assert np.array_equal(found[0], scans[0])
+        least = min(map(wavering, scans))
+        assert any(np.array_equal(found[1], scan) for scan in scans if wavering(scan) == least)
+        assert np.array_equal(found[2], (np.sum(scans, 0) + 2) // 4)
 
 
 @pytest.mark.parametrize("bit", BITS)
@@ -230,6 +288,9 @@ def test_chunks_do_not_matter(monkeypatch):
     together = mend("neighbors", images, 6)
     monkeypatch.setattr(pixels, "NEIGHBOR_CHUNK", 2)
     assert torch.equal(mend("neighbors", images, 6), together)
+    together = mend("color_scans", images, 6)
+    monkeypatch.setattr(colors, "CHUNK", 2)
+    assert torch.equal(mend("color_scans", images, 6), together)
 
 
 def test_total_variation_is_worked_out_once(monkeypatch):

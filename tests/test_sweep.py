@@ -208,8 +208,8 @@ def test_a_cell_is_wanted_once(monkeypatch):
     cells = wanted()
     assert len(cells) == len(set(cells))
     planes = (
-        8 * (10 + 2 + 7 + 7) + 7
-    )  # each bit: ten random, two stuck, each other bit copied, 7 repairs; not_msb but for bit 7
+        8 * (10 + 2 + 7 + 8) + 7
+    )  # each bit: ten random, two stuck, each other bit copied, 8 repairs; not_msb but for bit 7
     assert len(cells) == 1 + planes + 3 * 5 * 10 + 2 * 5 * 10 + 6 * 10
     nothing = ["--bits", "--rate", "--sigma", "--flip"]
     assert wanted(*nothing) == [NO_FAULT]
