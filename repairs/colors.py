@@ -7,8 +7,10 @@ A pixel with a broken bit has eight candidate triples. A scan takes, pixel by pi
 where P is the prediction of JPEG-LS (see pixels.median_prediction) of a channel from the repaired left, upper and upper
 left pixel, and D the same prediction of the difference of two channels. One scan buffers one line and multiplies by
 nothing but powers of two. For three values, the predictions of 3 channels and 3 differences take 18 operations and 18
-comparisons, the differences 3 operations, the errors of channels 12 and of pairs 21, the sums of eight candidates 40 and 7
-comparisons: 94 and 25 in all. Where a scan errs, the error goes on with it: scans from other corners err elsewhere.
+comparisons, the differences 3 operations, the errors of channels 12 and of pairs 21, and the sums of the candidates 40
+and 7 comparisons: 94 and 25 in all.
+
+Where a scan errs, the error goes on with it: scans from other corners err elsewhere.
 """
 
 import torch
