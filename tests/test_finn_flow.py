@@ -71,7 +71,8 @@ esac
 
 
 def test_run_sh_exports_and_runs_in_an_environment_of_its_own(tmp_path, root, monkeypatch):
-    for name in ("run.sh", "requirements.txt", "requirements-finn.txt"):
+    (tmp_path / "datasets").mkdir()
+    for name in ("run.sh", "requirements.txt", "requirements-finn.txt", "datasets/__init__.py"):
         (tmp_path / name).write_bytes((root / name).read_bytes())
     (tmp_path / "run.sh").chmod(0o755)
     stub = tmp_path / "bin" / "python3.12"
@@ -95,5 +96,5 @@ def test_run_sh_exports_and_runs_in_an_environment_of_its_own(tmp_path, root, mo
     wrong = subprocess.run([tmp_path / "run.sh", "finn", "mnist"], capture_output=True, text=True, timeout=60)
     assert (
         wrong.returncode == 1
-        and wrong.stderr == "error: 'mnist' is no data set: finn demo, cifar10, cifar100 or tiny_imagenet\n"
+        and wrong.stderr == "error: 'mnist' is no data set: finn demo, cifar10, cifar100, tiny_imagenet or folder\n"
     )
