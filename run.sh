@@ -14,7 +14,7 @@
 # Words after the data set are passed to train_smaller.py: ./run.sh cifar10 --faulty_bit 5 --resume
 set -euo pipefail
 unset CDPATH # with CDPATH, cd could lead elsewhere
-cd -- "$(dirname -- "$0")"
+cd -- "$(dirname -- "$(readlink -f -- "$0")")"
 
 SESS=""         # checkpoint names, one or several; empty: <data set>_smaller, with WSCONV=1 <data set>_smaller_wsconv
 SEED="11111"    # one or several

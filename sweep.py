@@ -15,12 +15,23 @@ import sys
 from argparse import BooleanOptionalAction
 from contextlib import ExitStack
 from functools import cache, lru_cache
-from pathlib import Path
 
 import torch
 
 import CIFARDataset
-from common import Parser, UserError, code_digest, digest, keep_old, locked, run, within, write_text
+from common import (
+    Parser,
+    UserError,
+    as_path,
+    code_digest,
+    digest,
+    first_line,
+    keep_old,
+    locked,
+    run,
+    within,
+    write_text,
+)
 from datasets import read_images
 from engine import EvalBatches, Processes, checkpoints, measure, state_of, training_digest
 from faults import MSB, NO_FAULT, NOISE_KINDS, WEIGHT_KINDS, Fault, faulty_images, faulty_weights, get_bit
@@ -206,13 +217,22 @@ class Session:
             "images": self.test_set.digest,
             "sess": sess,
             "seed": seed,
-            "checkpoint": state["packed_from"] if self.packed else digest(self.path.read_bytes()),
+            # the digest of the file it was packed from, if that is sure to be its content
+            "checkpoint": state["packed_from"]
+            if "packed_from" in state and "sha256" in state
+            else digest(self.path.read_bytes()),
             "n": len(self.test_set.labels),
         }
-        self.folder = Path(args.results) / self.name
+        self.folder = as_path(args.results) / self.name
         if self.images_differ():
             self.folder = self.folder.with_name(f"{self.name}_{self.what['images']}")
         self.changed = False  # True if its sweep.csv has changed since the tables were written
+
+    def checkpoint_digest(self, state):
+        """Digest of the checkpoint; of a packed one that of its source, if its own content is known to be right."""
+        if self.packed and "packed_from" in state and "sha256" in state:
+            return state["packed_from"]
+        return digest(self.path.read_bytes())
 
     @property
     def csv(self):
@@ -245,25 +265,38 @@ class Session:
                     f"{self.csv} holds rows of {foreign}: --replace moves {self.folder} away, "
                     "--results names another folder"
                 )
+            own = [row for row in rows if self.is_current(row)]
+            outdated = [to_line(row).rstrip("\n") for row in rows if not self.is_current(row)]
+            self.put_away("damaged", [text for _, text in damaged])
+            self.put_away("outdated", outdated)
             if damaged:
-                away = self.csv.with_name(f"{self.csv.name}.damaged")
-                with open(away, "a", encoding="utf-8") as file:
-                    file.writelines(f"{text}\n" for _, text in damaged)
                 say(
                     f"{self.csv}: line {', '.join(str(number) for number, _ in damaged)} cut short or damaged: "
-                    f"moved to {away.name}, the other {len(rows)} rows stay"
+                    f"moved to {self.csv.name}.damaged, the other {len(rows)} rows stay"
                 )
         except OSError as error:
             raise UserError(f"{self.csv} cannot be read ({error.strerror}): name another folder by --results") from None
-        own = [row for row in rows if self.is_current(row)]
-        if len(own) < len(rows):
+        if outdated:
             say(
-                f"{self.csv}: {len(rows) - len(own)} rows were made by another code of their fault or repair, or "
-                "learned from other images: they are measured anew if they are asked for"
+                f"{self.csv}: {len(outdated)} rows were made by another code of their fault or repair, or learned from "
+                f"other images: moved to {self.csv.name}.outdated, and measured anew if they are asked for"
             )
-        self.changed = bool(damaged) or len(own) < len(rows)
-        if self.changed or not own:  # an empty one may lack its header
-            write_rows(self.csv, own)
+        unknown = sum(row["made_by"] is None and row["fault"] != "none" for row in own)
+        if unknown:
+            say(f"{self.csv}: {unknown} rows are from before rows said what made them: taken as they are")
+        tables = self.folder / "tables.md"
+        # it may have grown without its tables, by a sweep that was cut short
+        self.changed = (
+            not tables.is_file() or not self.csv.is_file() or self.csv.stat().st_mtime > tables.stat().st_mtime
+        )
+        self.changed |= bool(damaged or outdated)
+        write_rows(self.csv, own)
+
+    def put_away(self, why, lines):
+        """Append lines of sweep.csv to sweep.csv.<why>."""
+        if lines:
+            with open(self.csv.with_name(f"{self.csv.name}.{why}"), "a", encoding="utf-8") as file:
+                file.writelines(f"{line}\n" for line in lines)
 
     def is_current(self, row):
         """True if a row was made by today's code. Rows of older versions, without `made_by`, count as made by it."""
@@ -346,27 +379,37 @@ def measure_missing(sessions, faults, processes):
         raise KeyboardInterrupt("every measured row is kept, the same command goes on from there") from None
 
 
+def last_compared(session):
+    """The names of the sessions in the tables of a session; None where there are no tables."""
+    tables = session.folder / "tables.md"
+    text = tables.read_text("utf-8", "replace") if tables.is_file() else ""
+    return compared_names(text) if text else None
+
+
 def compared_with(session, sessions):
-    """{name: rows} of the sessions that a session is compared with: those of this call, else those of its tables.md."""
+    """The rows of the sessions that a session is compared with, {name: rows}: of this call, else of the last one."""
     others = [other for other in sessions if other.seed == session.seed and other is not session]
     if others:
         return {other.name: other.rows() for other in others}
-    tables = session.folder / "tables.md"
-    names = compared_names(tables.read_text("utf-8")) if tables.is_file() else []
-    files = {name: session.folder.with_name(name) / "sweep.csv" for name in names}
-    return {name: read_rows(file)[0] for name, file in files.items() if file.is_file()}
+    found = {}
+    for name in last_compared(session) or ():
+        path = session.folder.with_name(name) / "sweep.csv"
+        try:
+            found[name] = read_rows(path)[0]
+        except (OSError, UserError) as error:
+            print(f"{path} cannot be read, so {session.name} is not compared with it ({first_line(error)})")
+    return found
 
 
 def write_up(sessions):
     """Write sweep.csv, sorted, tables.md, summary.json and plots of each session that has changed or lacks them."""
     for session in sessions:
-        tables, own, others = session.folder / "tables.md", session.rows(), compared_with(session, sessions)
-        known = compared_names(tables.read_text("utf-8")) if tables.is_file() else None
-        if not session.changed and known == list(others):
+        own, others = session.rows(), compared_with(session, sessions)
+        if not session.changed and last_compared(session) == list(others):
             print(f"{session.folder}: nothing new")
             continue
         write_rows(session.csv, own)
-        write_text(tables, markdown(session.name, own, others))
+        write_text(session.folder / "tables.md", markdown(session.name, own, others))
         write_text(session.folder / "summary.json", summary_json(own))
         write_plots(session.folder, {session.name: own, **others})
         write_pictures(

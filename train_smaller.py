@@ -16,13 +16,12 @@ import time
 from argparse import BooleanOptionalAction
 from contextlib import nullcontext
 from datetime import timedelta
-from pathlib import Path
 
 import torch
 from torch import nn
 
 import CIFARDataset
-from common import Parser, UserError, bit_or_any, check_writable, digest, locked, run, within, write_text
+from common import Parser, UserError, as_path, bit_or_any, check_writable, digest, locked, run, within, write_text
 from datasets import DATASETS, hold_out, read_images
 from engine import (
     EvalBatches,
@@ -344,7 +343,7 @@ def make_net(path, options, saved):
     if saved:
         net = checkpoints.restore_net(path, saved, options)
     elif options["pretrained"]:
-        net = checkpoints.restart_net(Path(options["pretrained"]), options, options["init"])
+        net = checkpoints.restart_net(as_path(options["pretrained"]), options, options["init"])
     else:
         net = checkpoints.build_net(options, options["init"])
     for norm in net.norms():
@@ -499,7 +498,7 @@ def train_locked(path, args, processes):
     if saved:
         check_same(path, saved, images, processes.print)
     elif options["pretrained"] and options["holdout"]:
-        warn_if_seen(Path(options["pretrained"]), options["holdout"], processes.print)
+        warn_if_seen(as_path(options["pretrained"]), options["holdout"], processes.print)
     net = make_net(path, options, saved).to(device, memory_format=memory_format(args))
     checkpoints.check_fits(path, net, test_batches.images, test_batches.labels)
     training = prepare(net, batches, options, saved, args, processes)
@@ -510,8 +509,6 @@ def train_locked(path, args, processes):
     )
     if not saved:
         processes.print(table(costs(net.topology, net.classes)))
-        if processes.rank == 0:
-            checkpoints.keep_olds(path)
     began, passes = time.monotonic(), 0
     try:
         while epoch < epochs:
@@ -519,6 +516,8 @@ def train_locked(path, args, processes):
             row = one_epoch(net, training, batches, test_batches, epoch, args.fold, processes)
             log.append(row)
             if processes.rank == 0:
+                if not saved and not passes:
+                    checkpoints.keep_olds(path)
                 save(path, net, training, options, log, images, device)
             epoch, passes = row["epoch"], passes + 1
             left = (time.monotonic() - began) / passes * (epochs - epoch) / options["duplicate"]
@@ -602,7 +601,7 @@ def test(args, processes):
     processes.print(f"Avg. top-5 acc.: {result['top5']:.3f}%")
     processes.print(f"Avg. acc.: {result['top1']:.3f}%")
     if args.result and processes.rank == 0:
-        write_text(Path(args.result), json.dumps(result, indent=1) + "\n")
+        write_text(as_path(args.result), json.dumps(result, indent=1) + "\n")
 
 
 def trials(args, processes, net, batches):

@@ -41,6 +41,8 @@ def unzip(archive, folder):
 def locate(given):
     """(folder of the data set, its archive). given: either of them, from the command line."""
     path = as_path(given).absolute() if as_path(given).name in ("", "..") else as_path(given)
+    if not path.name:
+        raise UserError(f"{path} is no folder of a data set")
     if path.suffix == ".zip":
         return path.with_suffix(""), path
     if not (path / "val").is_dir() and (path / path.name / "val").is_dir():  # some programs unzip this way
@@ -112,8 +114,8 @@ def main():
 
 def prepare(folder, archive):
     """Unzip the archive if needed, and sort the validation images."""
-    if folder.is_dir() and not any(folder.iterdir()) and archive.is_file():
-        folder.rmdir()
+    if folder.is_dir() and all(map(is_junk, folder.iterdir())) and archive.is_file():
+        shutil.rmtree(folder)
     if not folder.is_dir():
         if not archive.is_file():
             raise UserError(f"neither {folder} nor {archive} is there: download {URL} to {archive} and run this again")

@@ -73,7 +73,14 @@ def run(main):
 
 def rank():
     """Number of this process among those that torchrun started; 0 for a single one."""
-    return int(os.environ.get("RANK", 0)) if int(os.environ.get("WORLD_SIZE", 1)) > 1 else 0
+    return int(os.environ["RANK"]) if processes() > 1 else 0
+
+
+def processes():
+    """Number of processes that torchrun started; 1 where it did not, whatever a shell or scheduler has left."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return 1
+    return int(os.environ["WORLD_SIZE"])
 
 
 def _end(message, status):

@@ -3,9 +3,12 @@
 import ast
 import functools
 import inspect
+import sys
 import textwrap
 from hashlib import sha256
-from types import FunctionType, ModuleType
+from types import FunctionType, MethodType, ModuleType
+
+PLAIN = (type(None), bool, int, float, complex, str, bytes)
 
 
 def digest(*parts):
@@ -45,68 +48,93 @@ def _bytes_of(tensor):
 
 
 def code_digest(*functions):
-    """The first 16 hexadecimal digits of the SHA-256 of the code of functions, and of everything that they refer to.
+    """The first 16 hexadecimal digits of the digest of what some functions do.
 
-    These are functions and classes of this project, and constants of their modules: numbers, strings and tuples. For
-    functions of libraries only the name counts. Docstrings and comments do not count.
+    That is their code without comments, docstrings and layout, and all that it refers to: functions and classes of this
+    project, constants of its modules, defaults, closures. What libraries do counts by name only.
     """
     found = {}
-    for function in functions:
-        _collect(function, found)
-    return sha256("\n".join(f"{name} {text}" for name, text in sorted(found.items())).encode()).hexdigest()[:16]
+    for number, function in enumerate(functions):
+        _collect(function, f"function {number}", found)
+    return digest("\n".join(f"{name} {text}" for name, text in sorted(found.items())).encode())
 
 
-def _collect(value, found, name=""):
-    """Adds to `found`, {name: text}, the code of a value and of everything that it refers to."""
-    if isinstance(value, functools.partial):
-        _collect(value.func, found)
-        found[f"{value.func.__qualname__} of partial"] = repr((value.args, value.keywords))
+def _collect(value, name, found):
+    """Adds to `found`, {name: text}, what a value is, or does, and all that it refers to."""
+    if isinstance(value, (dict, list, tuple, set, frozenset)):
+        found[name] = type(value).__name__
+        if isinstance(value, (set, frozenset)):
+            value = sorted(value, key=repr)
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            _collect(item, f"{name}[{key!r}]", found)
+    elif hasattr(value, "tobytes") or hasattr(value, "numpy"):  # arrays and tensors
+        array = value.detach().cpu().contiguous().numpy() if hasattr(value, "numpy") else value
+        found[name] = f"{array.dtype} {array.shape} {digest(array.tobytes())}"
+    elif isinstance(value, functools.partial):
+        _collect((value.func, value.args, value.keywords), name, found)
+    elif isinstance(value, MethodType):
+        _collect((value.__func__, value.__self__), name, found)
+    elif isinstance(value, (FunctionType, type)):
+        _collect_code(inspect.unwrap(value), name, found)
+    elif isinstance(value, ModuleType) or type(value).__module__ == "builtins" or not _is_ours(type(value)):
+        found[name] = repr(value) if isinstance(value, PLAIN) else type(value).__qualname__
+    elif name.count(".__dict__") < 3:  # an object of a class of ours; it may refer to itself
+        _collect_code(type(value), name, found)
+        _collect(getattr(value, "__dict__", {}), f"{name}.__dict__", found)
+
+
+def _collect_code(value, name, found):
+    """The same for a function or class."""
+    own = f"{value.__module__}.{value.__qualname__}"
+    found[name] = own
+    if not _is_ours(value):
         return
-    value = inspect.unwrap(value) if callable(value) else value
-    if not isinstance(value, (FunctionType, type)):
-        if isinstance(value, (int, float, str, tuple)):
-            found[name] = repr(value)
+    if isinstance(value, FunctionType):
+        cells = [cell.cell_contents for cell in value.__closure__ or ()]
+        if cells or value.__defaults__ or value.__kwdefaults__:
+            _collect((cells, value.__defaults__, value.__kwdefaults__), f"{name} given", found)
+    code = f"code of {own}"
+    if "<lambda>" in own:  # a name that several have
+        code += f" {digest(repr((value.__code__.co_code, value.__code__.co_consts)).encode())}"
+    if code in found:
         return
-    name = f"{value.__module__}.{value.__qualname__}"
-    if name in found or not _is_ours(value):
-        return
-    tree = ast.parse(textwrap.dedent(inspect.getsource(value)))
-    found[name] = ast.unparse(_Plain().visit(tree))
-    module = inspect.getmodule(value)
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(value)))
+    except (OSError, SyntaxError):  # without a source of its own, such as a lambda in a table
+        bytecode = getattr(value, "__code__", None)
+        found[code] = repr((bytecode.co_code, bytecode.co_consts)) if bytecode else own
+        tree = ast.parse("\n".join(bytecode.co_names if bytecode else ()))
+    else:
+        found[code] = ast.unparse(_WithoutDocstrings().visit(tree))
+    module = sys.modules[value.__module__]
     for node in ast.walk(tree):
-        if isinstance(node, ast.Name) and hasattr(module, node.id):
-            if not isinstance(vars(module)[node.id], ModuleType):
-                _collect(vars(module)[node.id], found, f"{module.__name__}.{node.id}")
+        if isinstance(node, ast.Name) and not isinstance(vars(module).get(node.id, sys), ModuleType):
+            _collect(vars(module)[node.id], f"{value.__module__}.{node.id}", found)
         elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             owner = vars(module).get(node.value.id)
             if isinstance(owner, ModuleType) and hasattr(owner, node.attr) and _is_ours(owner):
-                _collect(getattr(owner, node.attr), found, f"{owner.__name__}.{node.attr}")
+                _collect(getattr(owner, node.attr), f"{owner.__name__}.{node.attr}", found)
 
 
 def _is_ours(value):
-    """True if the code is of this project, a script or a notebook; False if it is of an installed package."""
+    """Is it of this project, or of a script or notebook, rather than of an installed package?"""
     try:
         file = inspect.getsourcefile(value)
     except TypeError:  # built in
         return False
-    return (
-        file is not None
-        and "-packages" not in file
-        and not file.startswith(inspect.getsourcefile(ast)[: -len("ast.py")])
-    )
+    library = inspect.getsourcefile(ast).removesuffix("ast.py")
+    return file is not None and "-packages" not in file and not file.startswith(library)
 
 
-class _Plain(ast.NodeTransformer):
+class _WithoutDocstrings(ast.NodeTransformer):
     """Removes docstrings."""
 
     def visit(self, node):
         self.generic_visit(node)
-        body = getattr(node, "body", None)
-        if (
-            isinstance(body, list)
-            and body
-            and isinstance(body[0], ast.Expr)
-            and isinstance(body[0].value, ast.Constant)
-        ):
-            node.body = body[1:] or [ast.Pass()]
+        match node:
+            case (
+                ast.FunctionDef(body=[ast.Expr(ast.Constant()), *body])
+                | ast.ClassDef(body=[ast.Expr(ast.Constant()), *body])
+            ):
+                node.body = body or [ast.Pass()]
         return node

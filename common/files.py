@@ -120,12 +120,14 @@ def locked(path, what):
     The operating system frees the lock when the process ends. UserError, naming the holder, if another process has the
     lock. what: name of `path` in the message.
     """
-    file = path.with_name(f".{path.name}.lock")
+    file, holder = path.with_name(f".{path.name}.lock"), ""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         held = _take(file)
     except BlockingIOError:
-        holder = file.read_text("utf-8", "replace").strip() or "another process"
+        with suppress(OSError):  # its holder may remove it just now
+            holder = file.read_text("utf-8", "replace").strip()
+        holder = holder or "another process"
         raise UserError(f"{what} is being written by {holder}: wait for it, or stop it") from None
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror})") from None
@@ -157,5 +159,8 @@ def _take(file):
 
 
 def as_path(text):
-    """The Path of a text; ~ is the home folder."""
-    return Path(text).expanduser()
+    """The Path of a text, in which ~ is the home folder. UserError if there is no such home."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{text}: {error}") from None

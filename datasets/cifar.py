@@ -82,7 +82,7 @@ class CIFAR10(torchvision.datasets.CIFAR10):
 
     def download(self):
         missing = self._missing()
-        if missing and self.folder.is_dir() and any(self.folder.iterdir()):  # files that must not be replaced
+        if 0 < len(missing) < len(self.train_list + self.test_list) + 1:  # the others must not be replaced
             raise UserError(
                 f"{missing[0]} is missing beside other files: put it there, or move {self.folder} away to have all "
                 "of them downloaded"
@@ -109,15 +109,18 @@ class CIFAR10(torchvision.datasets.CIFAR10):
         self.classes = entry.get(self.meta["key"])
         if isinstance(self.classes, list):
             self.classes = [name.decode("latin1") if isinstance(name, bytes) else name for name in self.classes]
-        if not isinstance(self.classes, list) or len(self.classes) != (100 if "fine" in self.label_key else 10):
+        if not isinstance(self.classes, list) or not all(isinstance(name, str) for name in self.classes):
+            self.classes = []
+        if len(self.classes) != (100 if "fine" in self.label_key else 10):
             raise UserError(f"{path}: malformed, {self.meta['key']} is no list of the class names")
         self.class_to_idx = {name: i for i, name in enumerate(self.classes)}
 
     def _load_batch(self, name, md5):
         path, entry = self._open(name, md5)
         data, labels = entry.get("data"), entry.get(self.label_key)
-        if isinstance(labels, np.ndarray) and labels.ndim == 1:
-            labels = labels.tolist()
+        if isinstance(labels, np.ndarray) and labels.size == len(labels):
+            labels = labels.ravel().tolist()
+        labels = list(labels) if isinstance(labels, tuple) else labels
         if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072:
             raise UserError(f"{path}: malformed, 'data' is no uint8 array of rows of 3072 values")
         if not isinstance(labels, list) or len(labels) != len(data) or not len(data):

@@ -43,7 +43,13 @@ NUMPY_NUMBERS = [
     (_scalar, "numpy.core.multiarray.scalar"),
     _scalar,
     np.dtype,
-    *(type(np.dtype(kind)) for kind in (np.float16, np.float32, np.float64, np.int32, np.int64, np.bool_)),
+    *(
+        type(np.dtype(kind))
+        for kind in (
+            *(np.float16, np.float32, np.float64, np.longdouble, np.bool_),
+            *(np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint16, np.uint32, np.uint64),
+        )
+    ),
 ]
 PREFIXES = ("module.", "_orig_mod.")  # of keys; added by DataParallel and torch.compile
 
@@ -146,15 +152,17 @@ def read_state(path):
         if not isinstance(state, dict) or key not in state:
             raise UserError(f"{path} is no checkpoint of this project: it holds no '{key}'")
     if "sha256" in state:
-        stored = state.pop("sha256")
-        if content_digest(state) != stored:
+        content = {key: value for key, value in state.items() if key != "sha256"}
+        if content_digest(content) != state["sha256"]:
             raise UserError(f"{path} is damaged: its content is not what was saved; restore it from a copy")
     _check_net(path, state["net"], "its 'net' is no state dict of dense tensors")
     if "options" in state:
         _check_options(path, state["options"])
     try:
         state["acc"], state["epoch"] = float(state["acc"]), int(state["epoch"])
-    except (TypeError, ValueError, RuntimeError):
+        if not math.isfinite(state["acc"]) or state["epoch"] < 0:
+            raise ValueError
+    except (TypeError, ValueError, OverflowError, RuntimeError):
         raise UserError(f"{path} is no checkpoint of this project: its 'acc' or 'epoch' is no number") from None
     try:
         state["net"] |= _unpack(state.get("signs", {}))
@@ -165,9 +173,14 @@ def read_state(path):
     return state
 
 
+def is_real(tensor):
+    """Are its values there, and floating-point or whole numbers?"""
+    return not (tensor.is_complex() or tensor.is_quantized or tensor.is_meta or tensor.dtype == torch.bool)
+
+
 def _check_net(path, net, complaint):
     if not isinstance(net, dict) or not all(
-        isinstance(key, str) and isinstance(value, torch.Tensor) and value.layout == torch.strided
+        isinstance(key, str) and isinstance(value, torch.Tensor) and value.layout == torch.strided and is_real(value)
         for key, value in net.items()
     ):
         raise UserError(f"{path} is no checkpoint of this project: {complaint}")
@@ -183,7 +196,8 @@ def _check_options(path, options):
             "add its row to datasets/__init__.py"
         )
     net, classes = options.get("net", DATASETS[options["dataset"]].net), options.get("classes", 2)
-    if not isinstance(options.get("wsconv"), bool) or options.get("pad", 0) not in (0, -1) or not net or classes < 2:
+    sound = isinstance(options.get("wsconv"), bool) and isinstance(net, str) and isinstance(classes, int)
+    if not sound or options.get("pad", 0) not in (0, -1) or classes < 2:
         raise UserError(f"{path} is no checkpoint of this project: its 'options' describe no net")
     if net not in TOPOLOGIES:
         raise UserError(f"{path} holds the net {net!r}, which is none of {', '.join(TOPOLOGIES)}: add its row")
@@ -192,7 +206,7 @@ def _check_options(path, options):
 def check_finite(what, net):
     """UserError if a state dict holds infinite numbers, NaN or negative variances. what: begins the message."""
     for key, value in net.items():
-        if value.is_floating_point() and not value.isfinite().all():
+        if value.is_floating_point() and not value.float().isfinite().all():
             raise UserError(f"{what}: {key} holds numbers that are infinite or not numbers (NaN)")
         if key.endswith("running_var") and (value < 0).any():
             raise UserError(f"{what}: {key} holds a negative variance")
@@ -268,6 +282,8 @@ def restore_net(path, state, options):
     net = build_net(options)
     own, found = net.state_dict(), state["net"]
     for key in [*own, *found]:
+        if key in own and key in found and own[key].is_floating_point() != found[key].is_floating_point():
+            raise UserError(f"{path} does not fit the net: {key} holds {found[key].dtype} instead of {own[key].dtype}")
         if key not in own or key not in found or own[key].shape != found[key].shape:
             shapes = [f"{tuple(tensors[key].shape)}" if key in tensors else "absent" for tensors in (found, own)]
             raise UserError(

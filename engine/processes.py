@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from common import UserError, rank
+from common import UserError, processes, rank
 from engine.evaluation import to_score
 
 TIMEOUT = timedelta(days=1)  # of collective operations; long, since one process may be much slower
@@ -28,8 +28,8 @@ class Processes:
     """The processes that torchrun started, or this one alone: printing, shares of the work, sums over processes."""
 
     def __init__(self):
-        self.rank, self.number = rank(), int(os.environ.get("WORLD_SIZE", 1))
-        local = int(os.environ.get("LOCAL_RANK", 0)) if self.number > 1 else 0
+        self.rank, self.number = rank(), processes()
+        local = int(os.environ["LOCAL_RANK"]) if self.number > 1 else 0
         self.device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
         if self.device.type == "cuda":
             wanted, there = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()

@@ -71,61 +71,89 @@ def read_rows(path):
     Also reads a file that a spreadsheet has saved: other quotes and spellings of numbers, `;` with decimal commas.
     OtherVersion if the columns are not those of a sweep.csv.
     """
-    text = path.read_text("utf-8-sig", "replace")
-    header, *lines = text.splitlines(keepends=True) or [""]
-    if HEADER.startswith(header):  # cut short by a crash right at the start of writing
+    data = path.read_bytes()
+    text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig", "replace")
+    header, *lines = text.splitlines() or [""]
+    if HEADER.startswith(header):  # a crash right at its beginning
         header = HEADER
-    delimiter = ";" if header.count(";") > header.count(",") else ","
+    delimiter = max(",;\t", key=header.count)
     columns = next(csv.reader([header], delimiter=delimiter), [])
     if set(columns) | set(LATER) != set(COLUMNS) or len(set(columns)) != len(columns):
         raise OtherVersion(f"{path} is no sweep.csv of this version")
     rows, damaged = [], []
     for number, line in enumerate(lines, 2):
         try:
-            if not line.endswith("\n"):
-                raise ValueError("cut short")
             values = dict(zip(columns, next(csv.reader([line], delimiter=delimiter)), strict=True))
             rows.append(_checked({name: _number(name, values.get(name, "")) for name in COLUMNS}))
-        except (ValueError, TypeError, KeyError, csv.Error, StopIteration):
-            damaged.append((number, line.rstrip("\r\n")))
+        except (ValueError, TypeError, KeyError, OverflowError, csv.Error, StopIteration):
+            if line.strip():
+                damaged.append((number, line))
     return rows, damaged
 
 
 def _number(name, text):
-    """The value of a cell of the file: None if empty; a number for the columns in NUMBERS; else a string."""
+    """What a cell of the file says: None, a string, or for the columns in NUMBERS a number."""
     if text == "" or name not in NUMBERS:
         return text or None
+    if NUMBERS[name] is int and text.isdigit():  # a seed can have more digits than a float
+        return int(text)
     value = float(text.replace(",", ".") if "." not in text else text)
     if not math.isfinite(value) or (NUMBERS[name] is int and value != int(value)):
         raise ValueError
-    return NUMBERS[name](text) if NUMBERS[name] is int and text.lstrip("-").isdigit() else NUMBERS[name](value)
+    return NUMBERS[name](value)
 
 
 def _checked(row):
-    """The row, checked. ValueError, TypeError or KeyError if its values contradict each other."""
+    """The row, with its accuracies as its counts say.
+
+    ValueError, TypeError or KeyError if its values do not fit each other.
+    """
     n, correct, correct5 = row["n"], row["correct"], row["correct5"]
+    if not 0 <= correct <= correct5 <= n or n < 1:
+        raise ValueError
+    top1, top5 = round(100 * correct / n, 4), round(100 * correct5 / n, 4)
+    shares = [row[name] for name in ("flipped", "recovered") if row[name] is not None]
     sound = (
-        row["fault"] in KINDS
-        and row["run"] >= 0
-        and (row["bit"] is None) == (row["fault"] not in IMAGE_KINDS)
-        and (row["bit"] is None or 0 <= row["bit"] <= MSB)
-        and (row["source"] is None or 0 <= row["source"] <= MSB)
-        and (row["repair"] is None or row["repair"] in REPAIRS)
-        and (row["level"] is None) == (row["fault"] == "none")
-        and 0 <= correct <= correct5 <= n
-        and abs(row["top1"] - 100 * correct / n) < 1e-3
-        and abs(row["top5"] - 100 * correct5 / n) < 1e-3
-        and all(row[name] is not None for name in (*SAME, "run_seed", "loss"))
+        is_sound(fault_in(row))
+        and abs(row["top1"] - top1) < 0.06  # a spreadsheet may have rounded it
+        and abs(row["top5"] - top5) < 0.06
+        and row["loss"] >= 0
+        and row["run_seed"] == row["seed"] + row["run"]
+        and all(0 <= share <= 1 for share in shares)
+        and all(row[name] is not None for name in SAME)
     )
     if not sound:
         raise ValueError
-    return row
+    return row | {"top1": top1, "top5": top5}
+
+
+def is_sound(fault):
+    """Is there such a fault?"""
+    if not 0 <= fault.run < 10**9:
+        return False
+    if fault.kind not in IMAGE_KINDS:
+        level = fault.level is None if fault.kind == "none" else fault.level >= 0
+        return fault.kind in KINDS and level and fault.bit is fault.repair is fault.source is None
+    if not (0 <= fault.bit <= MSB and 0 <= fault.level <= 1):
+        return False
+    if fault.repair is None:
+        return fault.source is None
+    row = REPAIRS[fault.repair]
+    source = fault.source != fault.bit and 0 <= fault.source <= MSB if row.sources else fault.source is None
+    return source and fault.bit not in row.cannot and (fault.kind, fault.level, fault.run) == ("random", 1, 0)
+
+
+def to_text(rows):
+    """A whole sweep.csv, each measurement once, in order."""
+    each = {fault_in(row): row for row in reversed(rows)}
+    return HEADER + "".join(to_line(each[fault]) for fault in sorted(each, key=order))
 
 
 def write_rows(path, rows):
-    """Write a whole sweep.csv, each measurement once, sorted."""
-    each = {fault_in(row): row for row in reversed(rows)}
-    write_text(path, HEADER + "".join(to_line(each[fault]) for fault in sorted(each, key=order)))
+    """Write a sweep.csv whole, unless it is there as it would be."""
+    text = to_text(rows)
+    if not path.is_file() or path.read_bytes() != text.encode():
+        write_text(path, text)
 
 
 class OtherVersion(UserError):

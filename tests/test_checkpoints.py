@@ -46,6 +46,7 @@ def test_no_flipped_bit_goes_unnoticed(packed):
         checkpoints.write(path, checkpoints.pack(net, state, b""))
     whole = path.read_bytes()
     _, net, expected = checkpoints.load_net(path)
+    del expected["sha256"]
     places = random.Random(0).sample(range(8 * len(whole)), 150)
     noticed = 0
     for place in places:

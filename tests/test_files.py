@@ -1,5 +1,6 @@
 """Files written whole, kept, and locked; digests of content and of code."""
 
+import functools
 import importlib.util
 import os
 import subprocess
@@ -156,3 +157,50 @@ def test_code_digest_sees_what_a_function_does(monkeypatch, tmp_path):
     assert digest(2, steps=3, doc="# another comment", operator="+") == same
     assert digest(3, steps=4, doc="# another comment", operator="+") != same  # a constant
     assert digest(4, steps=3, doc="# another comment", operator="-") != same  # a function that it calls
+
+
+def make(number):
+    def repair(images, bit):
+        return images + number
+
+    return repair
+
+
+class Adder:
+    def __init__(self, number):
+        self.number = number
+
+    def __call__(self, images, bit):
+        return images + self.number
+
+    def method(self, images, bit):
+        return images + self.number
+
+
+LIST, DICT, TENSOR = [1], {"a": 1}, torch.ones(2)
+TABLE = {
+    "a": (
+        lambda images, bit: images + 1
+    ),
+    "b": (
+        lambda images, bit: images + 2
+    ),
+}  # fmt: skip
+
+
+def uses_constants(images, bit):
+    return images + LIST[0] + DICT["a"] + TENSOR.sum()
+
+
+def test_code_digest_sees_what_code_is_given(monkeypatch):
+    assert code_digest(make(1)) == code_digest(make(1)) != code_digest(make(2))
+    assert code_digest(Adder(1)) == code_digest(Adder(1)) != code_digest(Adder(2))
+    assert code_digest(Adder(1).method) == code_digest(Adder(1).method) != code_digest(Adder(2).method)
+    assert code_digest(functools.partial(make, 1)) != code_digest(functools.partial(make, 2))
+    assert code_digest(TABLE["a"]) == code_digest(TABLE["a"]) != code_digest(TABLE["b"])
+    before = code_digest(uses_constants)
+    for name, value in (("LIST", [2]), ("DICT", {"a": 2}), ("TENSOR", torch.zeros(2))):
+        with monkeypatch.context() as patch:
+            patch.setattr(sys.modules[__name__], name, value)
+            assert code_digest(uses_constants) != before
+    assert code_digest(uses_constants) == before

@@ -298,6 +298,7 @@ def test_a_row_knows_what_made_it(ready, call, monkeypatch):
     status, out, err = call(*few)
     assert status == 0, err
     assert "1 rows were made by another code" in out and "1 of 7 cells to measure" in out
+    assert (FOLDER / "sweep.csv.outdated").read_text().count("midpoint") == 1
     after = {row["repair"]: row for row in csv_rows()}
     assert {name for name in after if after[name] != before[name]} == {"midpoint"}
     monkeypatch.setattr(repairs.pixels, "GREY", 100)
@@ -322,6 +323,8 @@ def test_a_file_from_before_rows_knew_what_made_them(ready, call):
         csv.writer(file, lineterminator="\n").writerows(line[:place] + line[place + 1 :] for line in lines)
     status, out, err = call(*few)
     assert status == 0 and "0 of 5 cells to measure" in out, err
+    assert "4 rows are from before rows said what made them" in out
+    assert call(*few, "--flip", "0.1")[0] == 0 and len(csv_rows()) == 6  # what is added is not lost
 
 
 def test_a_file_that_a_spreadsheet_has_saved(ready, call):
@@ -335,14 +338,14 @@ def test_a_file_that_a_spreadsheet_has_saved(ready, call):
         text = re.sub(r"^(-?\d+)\.0$", r"\1", text)  # 85.0 as 85
         return text.replace(".", ",") if comma and text.replace(".", "", 1).replace("-", "", 1).isdigit() else text
 
-    for delimiter, comma, end in ((",", False, "\r\n"), (";", True, "\r\n"), (",", True, "\n")):
+    for delimiter, comma, end in ((",", False, "\r\n"), (";", True, "\r\n"), (",", True, "\n"), ("\t", True, "\n")):
         with open(path, "w", newline="", encoding="utf-8-sig") as file:
             writer = csv.writer(file, delimiter=delimiter, lineterminator=end, quoting=csv.QUOTE_ALL)
             writer.writerow(rows[0])
             writer.writerows([spell(text, comma) for text in row.values()] for row in rows)
         assert report.rows.read_rows(path) == expected
         status, out, err = call(*few, "--flip", "0.01")
-        assert status == 0 and " 2 of " in out, err
+        assert status == 0 and " 2 of " in out and len(csv_rows()) == len(rows) + 2, err
         path.write_bytes(whole)
 
 
@@ -356,6 +359,11 @@ def test_a_file_that_a_spreadsheet_has_saved(ready, call):
         ("top1", "101"),
         ("n", "nan"),
         ("run", ""),
+        ("n", "0"),
+        ("level", "2.0"),
+        ("recovered", "5"),
+        ("source", "3"),
+        ("run_seed", "7"),
     ],
 )
 def test_a_row_that_cannot_be_is_moved_away(ready, call, column, value):
