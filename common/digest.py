@@ -51,7 +51,8 @@ def code_digest(*functions):
     """The first 16 hexadecimal digits of the digest of what some functions do.
 
     That is their code without comments, docstrings and layout, and all that it refers to: functions and classes of this
-    project, constants of its modules, defaults, closures. What libraries do counts by name only.
+    project, constants of its modules, defaults, closures. What libraries do counts by name only. Dicts, lists and sets
+    of modules whose names begin with _ are taken to be caches, and do not count.
     """
     found = {}
     for number, function in enumerate(functions):
@@ -108,8 +109,11 @@ def _collect_code(value, name, found):
         found[code] = ast.unparse(_WithoutDocstrings().visit(tree))
     module = sys.modules[value.__module__]
     for node in ast.walk(tree):
-        if isinstance(node, ast.Name) and not isinstance(vars(module).get(node.id, sys), ModuleType):
-            _collect(vars(module)[node.id], f"{value.__module__}.{node.id}", found)
+        if isinstance(node, ast.Name):
+            used = vars(module).get(node.id, sys)
+            is_cache = node.id.startswith("_") and isinstance(used, (dict, list, set))
+            if not isinstance(used, ModuleType) and not is_cache:
+                _collect(used, f"{value.__module__}.{node.id}", found)
         elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             owner = vars(module).get(node.value.id)
             if isinstance(owner, ModuleType) and hasattr(owner, node.attr) and _is_ours(owner):
