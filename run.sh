@@ -105,7 +105,8 @@ check)
     ;;
 test)
     setup
-    exec .venv/bin/python -m pytest "$@" tests
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # as many tests at once as there are cores, a thread each
+    exec .venv/bin/python -m pytest -n auto "$@" tests
     ;;
 finn)
     dataset=${1:-cifar10}

@@ -55,7 +55,7 @@ def test_environment_is_made_once_and_again_when_the_requirements_change(project
         assert code == 0, err
         lines = log.read_text().splitlines()
         log.unlink()
-        assert lines[-1] == "-m pytest tests"
+        assert lines[-1] == "-m pytest -n auto tests"
         return sum("pip install" in line and "-r requirements.txt" in line for line in lines)
 
     assert [installs(), installs()] == [1, 0]

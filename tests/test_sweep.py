@@ -722,7 +722,7 @@ def test_two_processes_write_the_same_files(root, tmp_path, call):
         "--runs",
         "2",
     ]
-    launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", root / "sweep.py"]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", root / "sweep.py"]
     result = subprocess.run(
         [sys.executable, *launch, *few],
         capture_output=True,

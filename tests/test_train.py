@@ -444,7 +444,7 @@ def test_padding_is_stored(data, succeed, complain):
 
 
 def test_two_processes(root, data, succeed, complain):
-    launch = ("-m", "torch.distributed.run", "--nproc_per_node=2")
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
     standardized = ["--wsconv", "--sess", "cifar10_smaller"]  # the latents are the same in both
     process = in_a_process(root, *TRAIN, *standardized, more=SPY, launch=launch, OMP_NUM_THREADS="1")
     out = process.stdout
@@ -614,7 +614,7 @@ time.sleep(200)
 
 def test_processes_end_with_torchrun(root, tmp_path):
     Path("worker.py").write_text(WORKER.format(root=str(root)))
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "worker.py"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "worker.py"]
     launcher = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     workers = [int(launcher.stdout.readline()) for _ in range(2)]
     time.sleep(3)  # until both are in Processes()
