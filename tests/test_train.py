@@ -603,10 +603,10 @@ def test_resuming_wants_the_same_images(data, tmp_path, succeed, complain):
 
 
 WORKER = """
-import sys, time
+import os, sys, time
 sys.path.insert(0, {root!r})
 from engine import Processes
-print(__import__("os").getpid(), flush=True)
+os.write(1, f"{{os.getpid()}}\\n".encode())  # in one piece, since two write
 Processes()
 time.sleep(200)
 """
