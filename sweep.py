@@ -177,16 +177,18 @@ class TestSet:
         self.images, self.labels = read_images(dataset, args.data, False, args.workers)
         self.digest = digest(self.images, self.labels)
         self.state_of = cache(lambda fault: state_of(fault, *self.where))
+        self.code_of = cache(self._code_of)
         self.under = lru_cache(1)(self._under)  # keeps one fault: all sessions measure it before the next fault
 
     def made_by(self, fault):
         """A digest of what determines a fault's results besides net and test images; None for no fault."""
-        if fault.kind == "none":
-            return None
-        if fault.kind in WEIGHT_KINDS:
+        return None if fault.kind == "none" else self.code_of(fault.kind in WEIGHT_KINDS, fault.repair)
+
+    def _code_of(self, of_weights, repair):
+        if of_weights:
             return code_digest(faulty_weights)
-        learns = fault.repair and REPAIRS[fault.repair].learn
-        return made_by(fault, training_digest(*self.where) if learns else "")
+        learns = repair and REPAIRS[repair].learn
+        return made_by(repair, training_digest(*self.where) if learns else "")
 
     def _under(self, fault, seed):
         """(images after a fault and its repair, {column: value} of its row: recovered bits and PSNR)."""
@@ -217,10 +219,7 @@ class Session:
             "images": self.test_set.digest,
             "sess": sess,
             "seed": seed,
-            # the digest of the file it was packed from, if that is sure to be its content
-            "checkpoint": state["packed_from"]
-            if "packed_from" in state and "sha256" in state
-            else digest(self.path.read_bytes()),
+            "checkpoint": self.checkpoint_digest(state),
             "n": len(self.test_set.labels),
         }
         self.folder = as_path(args.results) / self.name

@@ -41,13 +41,13 @@ def learned_state(repair, bit, dataset, images_digest, training_images):
         raise UserError(f"{path} cannot be read ({first_line(error)}): delete it, and it is learned anew") from None
 
 
-def made_by(fault, images_digest):
-    """A digest of what determines the images under an image fault: code, and the images that the repair learns from.
+def made_by(repair, images_digest):
+    """A digest of what determines the images under an image fault: code, and what the repair learns from.
 
-    images_digest: of the training images; only used for repairs that learn.
+    repair: a name in REPAIRS, or None. images_digest: of the training images; used by repairs that learn.
     """
-    if fault.repair is None:
+    if repair is None:
         return code_digest(faulty_images)
-    row = REPAIRS[fault.repair]
+    row = REPAIRS[repair]
     functions = [faulty_images, row.mend, *([row.learn] if row.learn else [])]
     return digest(code_digest(*functions).encode(), (images_digest if row.learn else "").encode())

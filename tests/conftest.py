@@ -8,6 +8,8 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""  # results are equal to the bit on the C
 
 import torch
 
+from engine import training_digest
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -15,6 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def _own_folder(tmp_path, monkeypatch):
     """Every test works in an empty folder, so that none reads or writes a checkpoint of the project."""
     monkeypatch.chdir(tmp_path)
+    training_digest.cache_clear()  # it goes by the path, which is the same in all tests
     torch.manual_seed(0)
 
 

@@ -39,7 +39,7 @@ def test_rows_were_made_by_the_code_of_today(folder):
         if fault.kind in WEIGHT_KINDS:
             assert row["made_by"] == code_digest(faulty_weights)
         elif fault.kind != "none" and not (fault.repair and REPAIRS[fault.repair].learn):
-            assert row["made_by"] == made_by(fault, "")
+            assert row["made_by"] == made_by(fault.repair, "")
 
 
 SETTINGS = (

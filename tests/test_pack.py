@@ -81,7 +81,7 @@ def test_used_where_no_trained_one_is(call, packed_only):
     words = ["--bits", "6", "--rate", "--runs", "2", "--sigma", "0.2", "--flip", "0.1"]
     output = call(sweep, *words)
     assert f"{PACKED} is packed, without the latent weights that weight noise needs" in output
-    rows, _ = sweep.read_rows(sweep.Path("results/cifar10_smaller_11111/sweep.csv"))
+    rows, _ = sweep.read_rows(Path("results/cifar10_smaller_11111/sweep.csv"))
     assert {row["fault"] for row in rows} == {"none", "random", "stuck_at_0", "stuck_at_1", "flips"}
     assert {row["checkpoint"] for row in rows} == {sums[:16]}
     away.rename(path)  # the trained net measures what the packed one could not
