@@ -54,7 +54,7 @@ MODERN_TINY_IMAGENET = replace(
 )
 MODERN_DEMO = replace(MODERN, batch_size=64, epochs=6, padding=0)
 
-# the original repository's recipe
+# the original repository's recipe; whole, so that an edit of MODERN leaves it as it is
 REFERENCE = Recipe(
     optimizer="adam",
     amsgrad=True,

@@ -600,7 +600,7 @@ def test(args, processes):
         )
     processes.print(f"Avg. top-5 acc.: {result['top5']:.3f}%")
     processes.print(f"Avg. acc.: {result['top1']:.3f}%")
-    if args.result and processes.rank == 0:
+    if args.result is not None and processes.rank == 0:
         write_text(as_path(args.result), json.dumps(result, indent=1) + "\n")
 
 
@@ -623,7 +623,7 @@ def main():
     args.sess = args.sess or f"{args.dataset or DATASET}_smaller{'_wsconv' if wsconv else ''}"
     processes = Processes()
     try:
-        if args.train and args.result:
+        if args.train and args.result is not None:
             raise UserError("--result is for an evaluation: a training writes a CSV file beside its checkpoint")
         if args.export_finn:
             if not args.train and args.wsconv is not None:

@@ -44,6 +44,7 @@ def _add_to(sums, content):
 
 
 def _bytes_of(tensor):
+    """The values of a tensor as an array in C order, which hashlib reads as bytes."""
     return tensor.detach().cpu().contiguous().numpy()
 
 
@@ -69,7 +70,7 @@ def _collect(value, name, found):
         for key, item in value.items() if isinstance(value, dict) else enumerate(value):
             _collect(item, f"{name}[{key!r}]", found)
     elif hasattr(value, "tobytes") or hasattr(value, "numpy"):  # arrays and tensors
-        array = value.detach().cpu().contiguous().numpy() if hasattr(value, "numpy") else value
+        array = _bytes_of(value) if hasattr(value, "numpy") else value
         found[name] = f"{array.dtype} {array.shape} {digest(array.tobytes())}"
     elif isinstance(value, functools.partial):
         _collect((value.func, value.args, value.keywords), name, found)

@@ -16,6 +16,8 @@ except ImportError:  # Windows has no fcntl: nothing is locked there
 
 
 def _partial(path, process):
+    if not path.name:
+        raise UserError(f"{path} is a folder: name a file in it")
     return path.with_name(f".{path.name}.{process}.partial")
 
 

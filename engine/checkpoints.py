@@ -155,7 +155,7 @@ def read_state(path):
         content = {key: value for key, value in state.items() if key != "sha256"}
         if content_digest(content) != state["sha256"]:
             raise UserError(f"{path} is damaged: its content is not what was saved; restore it from a copy")
-    _check_net(path, state["net"], "its 'net' is no state dict of dense tensors")
+    _check_net(path, state["net"])
     if "options" in state:
         _check_options(path, state["options"])
     try:
@@ -178,12 +178,12 @@ def is_real(tensor):
     return not (tensor.is_complex() or tensor.is_quantized or tensor.is_meta or tensor.dtype == torch.bool)
 
 
-def _check_net(path, net, complaint):
+def _check_net(path, net):
     if not isinstance(net, dict) or not all(
         isinstance(key, str) and isinstance(value, torch.Tensor) and value.layout == torch.strided and is_real(value)
         for key, value in net.items()
     ):
-        raise UserError(f"{path} is no checkpoint of this project: {complaint}")
+        raise UserError(f"{path} is no checkpoint of this project: its 'net' is no state dict of dense tensors")
 
 
 def _check_options(path, options):

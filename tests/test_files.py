@@ -51,6 +51,12 @@ def test_a_place_that_cannot_be_written(place):
             attempt(Path(place))
 
 
+@pytest.mark.parametrize("place", [".", "", "/"])
+def test_a_folder_in_place_of_a_file(place):
+    with pytest.raises(UserError, match="is a folder: name a file in it"):
+        write_text(Path(place), "text")
+
+
 def test_a_full_disk(monkeypatch):
     def full(self, text, encoding):
         raise OSError(28, "No space left on device")
