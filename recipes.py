@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 
 import torch
 
-from models import LOSSES, shortfall
+from models import LOSSES, distillation, shortfall
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +87,8 @@ BETAS = (0.9, 0.999)  # of Adam
 MOMENTUM = 0.9  # of SGD
 WARMUP = 200  # steps of linear warm-up in each cycle of the cosine schedule, at most a tenth of the cycle
 LATER_LR = 0.03  # factor on the learning rate in all cycles after the first
+TEACHER_SHARE = 0.9  # of the loss, with a teacher: the distance to its predictions; the rest is the loss on the labels
+TEMPERATURE = 2.0  # at which the predictions of both are compared
 STEP = (80, 0.2, 480)  # step schedule: every N epochs, factor, last epoch
 STEP_WSCONV = (60, 0.5, math.inf)
 
@@ -124,12 +126,19 @@ def softness(step, total, share):
 
 
 def make_loss(options):
-    """The loss that the options ask for: a function (logits, labels) -> scalar."""
-    compute_loss = LOSSES[options["loss"]]
+    """The loss that the options ask for: a function (logits, labels, the teacher's logits or None) -> scalar."""
+    on_labels = LOSSES[options["loss"]]
     if options["smoothing"]:
-        compute_loss = functools.partial(compute_loss, label_smoothing=options["smoothing"])
-    if options["margin"]:
-        return lambda logits, labels: compute_loss(logits, labels) + shortfall(logits, labels, options["margin"])
+        on_labels = functools.partial(on_labels, label_smoothing=options["smoothing"])
+
+    def compute_loss(logits, labels, taught):
+        loss = on_labels(logits, labels)
+        if options["teacher"]:
+            loss = (1 - TEACHER_SHARE) * loss + TEACHER_SHARE * distillation(logits, taught, TEMPERATURE)
+        if options["margin"]:
+            loss = loss + shortfall(logits, labels, options["margin"])
+        return loss
+
     return compute_loss
 
 

@@ -36,6 +36,7 @@ from engine import (
     export,
     measure,
     state_of,
+    teachers,
     to_score,
     train_pass,
 )
@@ -65,6 +66,7 @@ TRAIN_NOISE = 0.0  # standard deviation of noise on the latent weights in it, in
 RECIPE = "modern"  # a row of recipes.RECIPES
 HOLDOUT = 0  # evaluate on N held-out training images, always the same, instead of the test set: to compare recipes
 PRETRAINED = ""  # checkpoint, packed or not, whose signs and statistics training starts from; empty: random weights
+TEACHER = ""  # file of train_teacher.py whose net teaches this one; empty: no teacher
 LOSS = "ce"
 MARGIN = 0.0  # required logit margin, in standard deviations of the logits; 0: no such term in the loss
 DECAY = 0.0  # weight decay
@@ -73,7 +75,7 @@ DECAY = 0.0  # weight decay
 TRAINING_ONLY = (
     *("resume", "recipe", "optimizer", "amsgrad", "lr", "init", "pretrained", "schedule", "cycles", "batch_size"),
     *("epochs", "duplicate", "loss", "padding", "soften", "soften_weights", "norm_momentum", "smoothing", "margin"),
-    *("clip", "decay", "train_flip", "train_noise", "bf16"),
+    *("teacher", "clip", "decay", "train_flip", "train_noise", "bf16"),
 )
 
 LARGE = 10**6  # upper limit of options that need no larger values
@@ -151,6 +153,7 @@ def parse():
     group.add_argument(
         "--pretrained", help="start from the signs and statistics of this checkpoint, latent weights at ± --init"
     )
+    group.add_argument("--teacher", metavar="FILE", help="teach the net what this net of train_teacher.py predicts")
     group.add_argument("--schedule", choices=("cosine", "step"), help="schedule of the learning rate")
     group.add_argument(
         "--cycles",
@@ -229,6 +232,7 @@ def settle(args, processes):
         "train_flip": TRAIN_FLIP,
         "train_noise": TRAIN_NOISE,
         "pretrained": pretrained,
+        "teacher": TEACHER,
         "loss": LOSS,
         "margin": MARGIN,
         "decay": DECAY,
@@ -323,12 +327,17 @@ def make_batches(args, options, processes):
     return batches, EvalBatches(processes.share(test_images), processes.share(test_labels), device), found
 
 
-def check_same(path, saved, images, say):
-    """UserError if a training would continue with other images. Says so if another thread count changes the numbers."""
-    if saved.get("images", images) != images:
-        raise UserError(
-            f"{path} was trained on other images ({saved['images']}, here {images}): --data names their folder"
-        )
+def check_same(path, saved, made_of, say):
+    """UserError if a training would continue with other images or another teacher.
+
+    Says so if another thread count changes the numbers.
+    """
+    for key, what, hint in (
+        ("images", "on other images", "--data names their folder"),
+        ("teacher", "with another teacher", f"restore the file {saved['options']['teacher']}"),
+    ):
+        if saved.get(key, made_of[key]) != made_of[key]:
+            raise UserError(f"{path} was trained {what} ({saved[key]}, here {made_of[key]}): {hint}")
     threads = torch.get_num_threads()
     if saved.get("threads", threads) != threads:
         say(
@@ -351,8 +360,11 @@ def make_net(path, options, saved):
     return net
 
 
-def prepare(net, batches, options, saved, args, processes):
-    """The Training of a net on the device. `saved` restores the states of optimiser, schedule and random numbers."""
+def prepare(net, batches, teacher, options, saved, args, processes):
+    """The Training of a net on the device. `saved` restores the states of optimiser, schedule and random numbers.
+
+    teacher: a folded Teacher, or None.
+    """
     device = processes.device
     optimizer = make_optimizer(net, options)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, len(batches), options))
@@ -379,6 +391,7 @@ def prepare(net, batches, options, saved, args, processes):
         batch_size=options["batch_size"],
         layout=layout,
         autocast=autocast,
+        teach=teachers.lessons(teacher, device, autocast) if teacher else lambda _: None,
         compute_loss=make_loss(options),
         optimizer=optimizer,
         scheduler=scheduler,
@@ -446,8 +459,8 @@ def one_epoch(net, training, batches, test_batches, epoch, fold, processes):
     }
 
 
-def save(path, net, training, options, log, images, device):
-    """Save all that bit-exact resuming needs. images: digest of the training images."""
+def save(path, net, training, options, log, made_of, device):
+    """Save all that bit-exact resuming needs. made_of: digests of the training images and of the teacher's file."""
     state = {
         "net": net.state_dict(),
         "acc": log[-1]["test_top1"],
@@ -458,7 +471,7 @@ def save(path, net, training, options, log, images, device):
         "optimizer": training.optimizer.state_dict(),
         "scheduler": training.scheduler.state_dict(),
         "log": log,
-        "images": images,
+        **made_of,
         "threads": torch.get_num_threads(),
     }
     checkpoints.check_finite(f"after epoch {state['epoch']}", state["net"])
@@ -495,13 +508,17 @@ def train_locked(path, args, processes):
         processes.print(f"{path} is trained to the end, {epoch} epochs")
         return
     batches, test_batches, images = make_batches(args, options, processes)
+    teacher, found = teachers.load(as_path(options["teacher"])) if options["teacher"] else (None, "")
+    made_of = {"images": images, "teacher": found}
     if saved:
-        check_same(path, saved, images, processes.print)
+        check_same(path, saved, made_of, processes.print)
     elif options["pretrained"] and options["holdout"]:
         warn_if_seen(as_path(options["pretrained"]), options["holdout"], processes.print)
     net = make_net(path, options, saved).to(device, memory_format=memory_format(args))
     checkpoints.check_fits(path, net, test_batches.images, test_batches.labels)
-    training = prepare(net, batches, options, saved, args, processes)
+    if teacher:
+        teachers.check_fits(options["teacher"], teacher, net)
+    training = prepare(net, batches, teacher, options, saved, args, processes)
     processes.print(
         f"{path}: training on {DATASETS[options['dataset']].title}, {len(batches.labels)} images, "
         f"epoch {epoch + 1} to {epochs}, on {processes.number} × {device.type} "
@@ -518,7 +535,7 @@ def train_locked(path, args, processes):
             if processes.rank == 0:
                 if not saved and not passes:
                     checkpoints.keep_olds(path)
-                save(path, net, training, options, log, images, device)
+                save(path, net, training, options, log, made_of, device)
             epoch, passes = row["epoch"], passes + 1
             left = (time.monotonic() - began) / passes * (epochs - epoch) / options["duplicate"]
             processes.print(

@@ -76,7 +76,7 @@ def our_training(args, device):
     faults = [(fault, state_of(fault, args.dataset, args.data))]
     batches = TrainBatches(images, labels, BATCH_SIZE, padding=4, faults=faults, seed=0, device=device)
     net = CNV(TOPOLOGIES["cifar_smaller"], 10).to(device, memory_format=torch.channels_last)
-    options = {**asdict(MODERN), "decay": 0.0, "processes": 1, "loss": "ce", "margin": args.margin}
+    options = {**asdict(MODERN), "decay": 0.0, "processes": 1, "loss": "ce", "teacher": "", "margin": args.margin}
     optimizer = make_optimizer(net, options)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16_is_fast(device))
     training = Training(
@@ -84,6 +84,7 @@ def our_training(args, device):
         batch_size=BATCH_SIZE,
         layout=torch.channels_last,
         autocast=autocast,
+        teach=lambda _: None,
         compute_loss=make_loss(options),
         optimizer=optimizer,
         scheduler=torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0),
@@ -116,13 +117,14 @@ def parts(args, device):
             torch.cuda.synchronize()
         return time.perf_counter()
 
-    for number, (images, labels) in enumerate(
+    for number, (images, labels, _) in enumerate(
         islice(timed(batches.epoch(0), times["data"], clock), WARM_UP + args.rounds * STEPS)
     ):
         start = clock()
         with training.weight_faults.at(number):
             with training.autocast:
-                loss = training.compute_loss(training.model(images.contiguous(memory_format=training.layout)), labels)
+                logits = training.model(images.contiguous(memory_format=training.layout))
+                loss = training.compute_loss(logits, labels, None)
             forward = clock()
             training.optimizer.zero_grad()
             loss.backward()

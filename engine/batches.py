@@ -54,7 +54,8 @@ class EvalBatches:
 class TrainBatches:
     """epoch(n) iterates over one pass: each image `duplicate` times, shuffled, cropped, flipped, with fault and repair.
 
-    Yields (float32 images in [0, 1], labels) on `device`. The whole data set is stored there too, as uint8. With
+    Yields (float32 images in [0, 1], labels, the images before the fault as uint8) on `device`. The whole data set is
+    stored there too, as uint8. With
     `world` processes, each of them draws the same pass, and process `rank` gets its share of every batch of
     world·batch_size images; every image goes to exactly one process. The last batch is smaller if the numbers do
     not divide. If it has fewer than two images per process, too few for batch norm, it joins the batch before.
@@ -91,12 +92,12 @@ class TrainBatches:
             index = order[start:stop]
             shift = self._randint(2 * self.padding + 1, 2, len(index))
             flip = self._randint(2, len(index))
-            images = self._cut(index, *shift, flip)  # uint8 B×3×H×W
+            clean = self._cut(index, *shift, flip)  # uint8 B×3×H×W
             fault, state = self.faults[int(self._randint(len(self.faults))) if len(self.faults) > 1 else 0]
-            images = break_images(fault, images, lambda shape: self._randint(2, *shape, dtype=torch.uint8))
+            images = break_images(fault, clean, lambda shape: self._randint(2, *shape, dtype=torch.uint8))
             images = repaired(fault, images, state)
             mine = slice(self.rank, None, self.world)
-            yield scale(images[mine]), self.labels[index[mine]]
+            yield scale(images[mine]), self.labels[index[mine]], clean[mine]
 
     def _randint(self, high, *shape, dtype=torch.int64):
         return torch.randint(high, shape, generator=self.generator, device=self.device, dtype=dtype)

@@ -225,6 +225,7 @@ OLDER_OPTIONS = {
     "train_flip": 0.0,
     "train_noise": 0.0,
     "pretrained": "",
+    "teacher": "",
     "cycles": 1,
     "padding": 4,  # except for the data sets in OLDER_PADDING
     "soften": 0.0,

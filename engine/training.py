@@ -22,7 +22,8 @@ class Training:
     batch_size: int  # images of a compiled batch; another size, which occurs once in a pass, runs eager
     layout: torch.memory_format
     autocast: torch.autocast
-    compute_loss: Callable  # (logits, labels) -> scalar
+    teach: Callable  # (uint8 images before the fault) -> the teacher's logits, or None without a teacher
+    compute_loss: Callable  # (logits, labels, the teacher's logits or None) -> scalar
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LRScheduler
     weight_faults: TrainingFaults
@@ -38,14 +39,15 @@ def train_pass(training, batches):
     model, optimizer, scheduler = training.model, training.optimizer, training.scheduler
     sums = loss_sum = 0
     model.train()
-    for step, (images, labels) in enumerate(batches, 1):
+    for step, (images, labels, clean) in enumerate(batches, 1):
         images = images.contiguous(memory_format=training.layout)
         training.set_softness(scheduler.last_epoch)
+        taught = training.teach(clean)
         with training.weight_faults.at(scheduler.last_epoch):
             stance = "default" if len(images) == training.batch_size else "force_eager"
             with training.autocast, torch.compiler.set_stance(stance):
                 logits = model(images)
-                loss = training.compute_loss(logits, labels)
+                loss = training.compute_loss(logits, labels, taught)
             optimizer.zero_grad()
             loss.backward()
         lr = scheduler.get_last_lr()[0]

@@ -6,4 +6,4 @@ import logging
 logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
 
 from models.cnv import CNV, TOPOLOGIES, Topology  # noqa: E402
-from models.losses import LOSSES, shortfall, squared_hinge  # noqa: E402
+from models.losses import LOSSES, distillation, shortfall, squared_hinge  # noqa: E402

@@ -25,4 +25,14 @@ def shortfall(logits, labels, margin):
     return (margin - lead).clamp(min=0).mean()
 
 
+def distillation(logits, taught, temperature):
+    """temperature² times the Kullback–Leibler distance of softmax(logits / temperature) from the teacher's; 0 or more.
+
+    taught: the teacher's float32 logits N×classes. Source: Hinton et al., "Distilling the Knowledge in a Neural
+    Network" (2015).
+    """
+    own, wanted = ((each / temperature).log_softmax(1) for each in (logits, taught))
+    return temperature**2 * F.kl_div(own, wanted, reduction="batchmean", log_target=True)
+
+
 LOSSES = {"ce": F.cross_entropy, "sqrhinge": squared_hinge}

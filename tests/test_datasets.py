@@ -333,14 +333,14 @@ def test_a_pass_hands_out_every_image_once_and_processes_share_it(count, batch_s
         for rank in range(world)
     ]
     assert len({len(batches) for batches in ranks}) == 1
-    seen = Counter(label for batches in ranks for _, labels in batches for label in labels.tolist())
+    seen = Counter(label for batches in ranks for _, labels, _ in batches for label in labels.tolist())
     assert seen == dict.fromkeys(range(count), duplicate)
-    assert all(len(labels) >= 2 for batches in ranks for _, labels in batches)
+    assert all(len(labels) >= 2 for batches in ranks for _, labels, _ in batches)
     for batches in ranks:
-        for images, labels in batches:
+        for images, labels, _ in batches:
             assert (to_bytes(images)[:, 0].amax((1, 2)) == labels).all()
     alone = TrainBatches(*numbered(count), batch_size * world, 0, [BASELINE], 1, CPU, duplicate)
-    for step, (_, labels) in enumerate(alone.epoch(0)):  # the batches of the processes together are one batch
+    for step, (_, labels, _) in enumerate(alone.epoch(0)):  # the batches of the processes together are one batch
         together = torch.cat([batches[step][1] for batches in ranks])
         assert sorted(together.tolist()) == sorted(labels.tolist())
 
@@ -348,7 +348,7 @@ def test_a_pass_hands_out_every_image_once_and_processes_share_it(count, batch_s
 def test_augmentation_against_numpy():
     images, labels = numbered(200)
     batches = TrainBatches(images, labels, 200, 2, [BASELINE], 3, CPU)
-    cut, order = next(iter(batches.epoch(0)))
+    cut, order, _ = next(iter(batches.epoch(0)))
     shifts, flips = Counter(), Counter()
     for image, label in zip(to_bytes(cut).numpy(), order.tolist()):
         padded = np.pad(images[label].numpy(), ((0, 0), (2, 2), (2, 2)))
@@ -368,8 +368,10 @@ def test_passes_differ_and_repeat():
     images, labels = numbered(50)
     batches = TrainBatches(images, labels, 16, 2, [(fault_of("faulty", 6, -1), None)], 3, CPU)
     first, second, again = (list(batches.epoch(epoch)) for epoch in (0, 1, 0))
-    assert all(torch.equal(a, b) and torch.equal(c, d) for (a, c), (b, d) in zip(first, again))
-    assert not torch.equal(torch.cat([labels for _, labels in first]), torch.cat([labels for _, labels in second]))
+    assert all(torch.equal(a, b) and torch.equal(c, d) for (a, c, _), (b, d, _) in zip(first, again))
+    assert not torch.equal(
+        torch.cat([labels for _, labels, _ in first]), torch.cat([labels for _, labels, _ in second])
+    )
 
 
 @pytest.mark.parametrize("mem_fault,bit,offset", [("faulty", 6, -1), ("repaired_n", 5, 2), ("repaired_s", 4, -1)])

@@ -207,7 +207,7 @@ def test_loss_against_numpy(data, succeed, option, value, expected):
     net = CNV(TOPOLOGIES["cifar_smaller"], 10, init=0.05).train()
     images, labels = read_images("cifar10", ".", train=True)
     batches = TrainBatches(images, labels, 200, 3, [(NO_FAULT, None)], 11111, torch.device("cpu"))
-    images, labels = next(batches.epoch(0))
+    images, labels, _ = next(batches.epoch(0))
     assert loss == pytest.approx(expected(net(images).detach().double().numpy(), labels.numpy()), rel=1e-4)
 
 
@@ -245,7 +245,7 @@ def test_running_statistics_after_one_step(data, succeed):
     torch.manual_seed(11111)
     net = CNV(TOPOLOGIES["cifar_smaller"], 10, init=0.05).train()
     images, labels = read_images("cifar10", ".", train=True)
-    images, _ = next(TrainBatches(images, labels, 200, 0, [(NO_FAULT, None)], 11111, torch.device("cpu")).epoch(0))
+    images, *_ = next(TrainBatches(images, labels, 200, 0, [(NO_FAULT, None)], 11111, torch.device("cpu")).epoch(0))
     seen = []
     net.linear_features[4].register_forward_pre_hook(
         lambda module, inputs: seen.append(inputs[0].detach().double().numpy())
@@ -569,7 +569,9 @@ def test_training_stops_where_the_loss_is_not_finite(data, succeed, complain, mo
 
     def watched(**parts):
         compute_loss = parts["compute_loss"]
-        parts["compute_loss"] = lambda logits, labels: seen.append(0) or compute_loss(logits * 1e38, labels)
+        parts["compute_loss"] = lambda logits, labels, taught: (
+            seen.append(0) or compute_loss(logits * 1e38, labels, taught)
+        )
         return step(**parts)
 
     monkeypatch.setattr(train_smaller, "Training", watched)

@@ -110,9 +110,10 @@ def test_a_bit_for_each_batch(tmp_path):
     broken = TrainBatches(images, labels, 64, 2, faults, 3, CPU)
     drawn = []
     for epoch in range(60):
-        (one, its), (other, others) = (next(batches.epoch(epoch)) for batches in (clean, broken))
+        (one, its, _), (other, others, before) = (next(batches.epoch(epoch)) for batches in (clean, broken))
         one, other = ((255 * x).round().int().numpy() for x in (one, other))
         assert torch.equal(its, others)
+        assert np.array_equal(one, before.numpy())
         bits = [bit for bit in range(8) if np.array_equal(other, one | 1 << bit)]
         drawn.append(bits[0] if bits else None)
         assert bits or np.array_equal(one, other)
