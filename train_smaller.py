@@ -15,13 +15,27 @@ import statistics
 import time
 from argparse import BooleanOptionalAction
 from contextlib import nullcontext
+from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 from torch import nn
 
 import CIFARDataset
-from common import Parser, UserError, as_path, bit_or_any, check_writable, digest, locked, run, within, write_text
+from common import (
+    Parser,
+    UserError,
+    as_path,
+    bit_or_any,
+    check_writable,
+    digest,
+    keep_old,
+    locked,
+    run,
+    within,
+    write_text,
+)
 from datasets import DATASETS, hold_out, read_images
 from engine import (
     EvalBatches,
@@ -35,6 +49,7 @@ from engine import (
     evaluate,
     export,
     measure,
+    pack,
     state_of,
     teachers,
     to_score,
@@ -70,6 +85,8 @@ TEACHER = ""  # file of train_teacher.py whose net teaches this one; empty: no t
 LOSS = "ce"
 MARGIN = 0.0  # required logit margin, in standard deviations of the logits; 0: no such term in the loss
 DECAY = 0.0  # weight decay
+
+SAVE_SHARE = 0.05  # of the time may go to saving; so short epochs are not saved one by one
 
 # options that an evaluation does not use
 TRAINING_ONLY = (
@@ -294,7 +311,7 @@ def image_faults(options):
 
 
 def make_batches(args, options, processes):
-    """The training batches, this process's share of the test batches, and the digest of the training images.
+    """The training batches, this process's share of the test batches, all of them clean, digest of the training images.
 
     The test images have the fault of `options`; with faults of more than one bit they are clean. Adds to `options` the
     net, if the images determine it.
@@ -309,6 +326,7 @@ def make_batches(args, options, processes):
             (images, labels), (test_images, test_labels) = hold_out(images, labels, options["holdout"])
         else:
             test_images, test_labels = read_images(name, args.data, False, args.workers)
+        clean = EvalBatches(test_images, test_labels, torch.device("cpu"))
     batches = TrainBatches(
         images,
         labels,
@@ -324,7 +342,22 @@ def make_batches(args, options, processes):
     if len(faults) == 1:
         ((fault, state),) = faults
         test_images = with_fault(test_images, fault, seed, state)
-    return batches, EvalBatches(processes.share(test_images), processes.share(test_labels), device), found
+    return batches, EvalBatches(processes.share(test_images), processes.share(test_labels), device), clean, found
+
+
+def saved_state(sess, seed):
+    """(path, dict) of the checkpoint to resume: the trained one, or else the packed net of the last finished cycle."""
+    path, packed = checkpoints.path_of(sess, seed), checkpoints.packed_path_of(sess, seed)
+    if path.is_file() or not packed.is_file():
+        return path, checkpoints.read_state(path)
+    state = checkpoints.read_state(packed)
+    options = state.get("options", {})
+    if "threads" not in state or state["epoch"] % (options["epochs"] // options["cycles"]):
+        raise UserError(
+            f"{path} is missing, and {packed} is not from the end of a cycle: "
+            "--pretrained starts a new training from it"
+        )
+    return packed, state
 
 
 def check_same(path, saved, made_of, say):
@@ -367,10 +400,14 @@ def prepare(net, batches, teacher, options, saved, args, processes):
     """
     device = processes.device
     optimizer = make_optimizer(net, options)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, len(batches), options))
-    if saved:
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+    steps = saved["epoch"] // options["duplicate"] * len(batches) if saved else 0
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: learning_rate(step, len(batches), options), last_epoch=steps - 1
+    )
+    if saved and "signs" not in saved:
         optimizer.load_state_dict(saved["optimizer"])
-        scheduler.load_state_dict(saved["scheduler"])
         torch.set_rng_state(saved["rng_state"])
         if device.type == "cuda" and saved["cuda_rng_state"] is not None:
             torch.cuda.set_rng_state(saved["cuda_rng_state"])
@@ -459,23 +496,62 @@ def one_epoch(net, training, batches, test_batches, epoch, fold, processes):
     }
 
 
-def save(path, net, training, options, log, made_of, device):
-    """Save all that bit-exact resuming needs. made_of: digests of the training images and of the teacher's file."""
-    state = {
-        "net": net.state_dict(),
-        "acc": log[-1]["test_top1"],
-        "epoch": log[-1]["epoch"],
-        "rng_state": torch.get_rng_state(),
-        "cuda_rng_state": torch.cuda.get_rng_state() if device.type == "cuda" else None,
-        "options": options,
-        "optimizer": training.optimizer.state_dict(),
-        "scheduler": training.scheduler.state_dict(),
-        "log": log,
-        **made_of,
-        "threads": torch.get_num_threads(),
-    }
-    checkpoints.check_finite(f"after epoch {state['epoch']}", state["net"])
-    checkpoints.save(path, state)
+@dataclass
+class Keeper:
+    """Saves a training: at the end of each cycle, and after each pass, unless saving would then take too much time.
+
+    After each cycle, where there are several, it also writes the packed net.
+    """
+
+    path: Path
+    options: dict
+    made_of: dict  # digests of the training images and of the teacher's file
+    clean: EvalBatches  # all test or held-out images, without a fault
+    epoch: int  # the last that is saved
+    new: bool  # nothing saved yet: the first saving renames the files of an earlier training to .old
+    due: float = 0.0  # time.monotonic() before which a pass is not saved
+
+    def keep(self, net, training, log):
+        epoch, cycles = log[-1]["epoch"], self.options["cycles"]
+        cycle_ends = epoch % (self.options["epochs"] // cycles) == 0
+        if not cycle_ends and time.monotonic() < self.due:
+            return
+        if self.new:
+            checkpoints.keep_olds(self.path)
+            self.new = False
+        began = time.monotonic()
+        checkpoints.save(self.path, self.state(net, training, log))
+        self.epoch, ended = epoch, time.monotonic()
+        self.due = ended + (ended - began) / SAVE_SHARE
+        if cycle_ends and cycles > 1:
+            self.pack(epoch * cycles // self.options["epochs"])
+
+    def pack(self, cycle):
+        """Write the packed net of a cycle that has ended, counted from 1."""
+        packed = self.path.with_suffix(".packed.pth")
+        if cycle == 1:
+            keep_old(packed)
+            keep_old(packed.with_suffix(".txt"))
+        which = "held-out" if self.options["holdout"] else "test"
+        pack(self.path, packed, self.clean, which, f"after cycle {cycle} of {self.options['cycles']}")
+
+    def state(self, net, training, log):
+        """The dict to save: all that bit-exact resuming needs."""
+        net_state = net.state_dict()
+        checkpoints.check_finite(f"after epoch {log[-1]['epoch']}", net_state)
+        on_gpu = next(net.parameters()).device.type == "cuda"
+        return {
+            "net": net_state,
+            "acc": log[-1]["test_top1"],
+            "epoch": log[-1]["epoch"],
+            "rng_state": torch.get_rng_state(),
+            "cuda_rng_state": torch.cuda.get_rng_state() if on_gpu else None,
+            "options": self.options,
+            "optimizer": training.optimizer.state_dict(),
+            "log": log,
+            **self.made_of,
+            "threads": torch.get_num_threads(),
+        }
 
 
 def warn_if_seen(pretrained, holdout, say):
@@ -496,22 +572,23 @@ def train(args, processes):
 
 def train_locked(path, args, processes):
     """Train, while the checkpoint is locked against other processes."""
-    saved = checkpoints.read_state(path) if args.resume else None
-    if saved:
-        options = resumed_options(path, saved.get("options"), args, processes.number)
+    saved = None
+    if args.resume:
+        source, saved = saved_state(args.sess, args.seed)
+        options = resumed_options(source, saved.get("options"), args, processes.number)
     else:
         options = settle(args, processes.number)
     epochs, device = options["epochs"], processes.device
     log = saved["log"] if saved else []
     epoch = saved["epoch"] if saved else 0
     if epoch >= epochs:
-        processes.print(f"{path} is trained to the end, {epoch} epochs")
+        processes.print(f"{source} is trained to the end, {epoch} epochs")
         return
-    batches, test_batches, images = make_batches(args, options, processes)
+    batches, test_batches, clean, images = make_batches(args, options, processes)
     teacher, found = teachers.load(as_path(options["teacher"])) if options["teacher"] else (None, "")
     made_of = {"images": images, "teacher": found}
     if saved:
-        check_same(path, saved, made_of, processes.print)
+        check_same(source, saved, made_of, processes.print)
     elif options["pretrained"] and options["holdout"]:
         warn_if_seen(as_path(options["pretrained"]), options["holdout"], processes.print)
     net = make_net(path, options, saved).to(device, memory_format=memory_format(args))
@@ -526,28 +603,33 @@ def train_locked(path, args, processes):
     )
     if not saved:
         processes.print(table(costs(net.topology, net.classes)))
-    began, passes = time.monotonic(), 0
+    keeper = Keeper(path=path, options=options, made_of=made_of, clean=clean, epoch=epoch, new=not saved)
     try:
-        while epoch < epochs:
-            start_cycle(net, training, options, len(batches), processes.print)
-            row = one_epoch(net, training, batches, test_batches, epoch, args.fold, processes)
-            log.append(row)
-            if processes.rank == 0:
-                if not saved and not passes:
-                    checkpoints.keep_olds(path)
-                save(path, net, training, options, log, made_of, device)
-            epoch, passes = row["epoch"], passes + 1
-            left = (time.monotonic() - began) / passes * (epochs - epoch) / options["duplicate"]
-            processes.print(
-                f"epoch {epoch}/{epochs}  loss {row['loss']:.4f}  "
-                f"train {row['train_top1']:.2f}/{row['train_top5']:.2f} %  "
-                f"test {row['test_top1']:.2f}/{row['test_top5']:.2f} %  "
-                f"lr {row['lr']:.2e}  {row['images_per_s']:.0f} images/s  left {timedelta(seconds=round(left))}"
-            )
+        loop(net, training, batches, test_batches, log, args, processes, keeper)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(kept(path, epoch, ", --resume goes on from there")) from None
+        raise KeyboardInterrupt(kept(path, keeper.epoch, ", --resume goes on from there")) from None
     except UserError as error:
-        raise UserError(f"{error}; {kept(path, epoch)}") from None
+        raise UserError(f"{error}; {kept(path, keeper.epoch)}") from None
+
+
+def loop(net, training, batches, test_batches, log, args, processes, keeper):
+    """Train pass by pass from epoch keeper.epoch to the end; each adds a row to `log`."""
+    options, epoch = keeper.options, keeper.epoch
+    epochs, began, passes = options["epochs"], time.monotonic(), 0
+    while epoch < epochs:
+        start_cycle(net, training, options, len(batches), processes.print)
+        row = one_epoch(net, training, batches, test_batches, epoch, args.fold, processes)
+        log.append(row)
+        if processes.rank == 0:
+            keeper.keep(net, training, log)
+        epoch, passes = row["epoch"], passes + 1
+        left = (time.monotonic() - began) / passes * (epochs - epoch) / options["duplicate"]
+        processes.print(
+            f"epoch {epoch}/{epochs}  loss {row['loss']:.4f}  "
+            f"train {row['train_top1']:.2f}/{row['train_top5']:.2f} %  "
+            f"test {row['test_top1']:.2f}/{row['test_top5']:.2f} %  "
+            f"lr {row['lr']:.2e}  {row['images_per_s']:.0f} images/s  left {timedelta(seconds=round(left))}"
+        )
 
 
 def kept(path, epoch, more=""):
