@@ -533,7 +533,9 @@ class Keeper:
             keep_old(packed)
             keep_old(packed.with_suffix(".txt"))
         which = "held-out" if self.options["holdout"] else "test"
-        pack(self.path, packed, self.clean, which, f"after cycle {cycle} of {self.options['cycles']}")
+        about = f"after cycle {cycle} of {self.options['cycles']}"
+        with torch.random.fork_rng(devices=[]):  # loading a net draws random numbers
+            pack(self.path, packed, self.clean, which, about)
 
     def state(self, net, training, log):
         """The dict to save: all that bit-exact resuming needs."""
