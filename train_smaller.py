@@ -367,7 +367,7 @@ def check_same(path, saved, made_of, say):
     """
     for key, what, hint in (
         ("images", "on other images", "--data names their folder"),
-        ("teacher", "with another teacher", f"restore the file {saved['options']['teacher']}"),
+        ("teacher", "with another teacher", "restore its file"),
     ):
         if saved.get(key, made_of[key]) != made_of[key]:
             raise UserError(f"{path} was trained {what} ({saved[key]}, here {made_of[key]}): {hint}")
@@ -556,11 +556,16 @@ class Keeper:
         }
 
 
-def warn_if_seen(pretrained, holdout, say):
-    """Says so if the net that training starts from was trained on images that are now held out."""
-    seen = checkpoints.trained_as(pretrained, checkpoints.read_state(pretrained)).get("holdout", 0)
-    if seen != holdout:
-        say(f"warning: {pretrained} was trained with --holdout {seen}, so on some or all of the {holdout} images")
+def warn_if_seen(options, say):
+    """Says so if the net that training starts from, or the teacher, was trained on images that are now held out."""
+    holdout = options["holdout"]
+    if options["pretrained"]:
+        path = as_path(options["pretrained"])
+        seen = checkpoints.trained_as(path, checkpoints.read_state(path)).get("holdout", 0)
+        if seen != holdout:
+            say(f"warning: {path} was trained with --holdout {seen}, so on some or all of the {holdout} images")
+    if options["teacher"]:
+        say(f"warning: {options['teacher']} was trained on all training images, so on the {holdout} held-out ones")
 
 
 def train(args, processes):
@@ -591,8 +596,8 @@ def train_locked(path, args, processes):
     made_of = {"images": images, "teacher": found}
     if saved:
         check_same(source, saved, made_of, processes.print)
-    elif options["pretrained"] and options["holdout"]:
-        warn_if_seen(as_path(options["pretrained"]), options["holdout"], processes.print)
+    elif options["holdout"]:
+        warn_if_seen(options, processes.print)
     net = make_net(path, options, saved).to(device, memory_format=memory_format(args))
     checkpoints.check_fits(path, net, test_batches.images, test_batches.labels)
     if teacher:
