@@ -1,0 +1,56 @@
+#!/usr/bin/env python3
+"""Share of bits that repairs mend on images averaged to 32×32, which removes most of what JPEG did to their colours.
+
+    .venv/bin/python -m bench.averaged                       # Tiny-ImageNet, every 2×2 pixels averaged
+    .venv/bin/python -m bench.averaged --dataset cifar10     # for comparison: 32×32 as they are
+
+The predictor of `learned` is fitted on averaged training images, and kept nowhere. All test images are repaired.
+"""
+
+import torch
+
+from common import Parser, UserError, run, within
+from datasets import DATASETS, read_images
+from faults import MSB, get_bit
+from repairs import fault_of, repaired
+from repairs.predictor import learn_predictor
+
+SIZE = 32  # pixels
+REPAIR = ("median", "colors", "color_scans", "learned")
+FIT = 5_000  # training images that the predictor is fitted on
+EPOCHS = 6
+
+
+def averaged(images):
+    """Images whose squares of pixels are averaged and rounded, uint8 N×3×SIZE×SIZE, from larger ones."""
+    factor = images.shape[-1] // SIZE
+    if images.shape[-2:] != (factor * SIZE, factor * SIZE):
+        raise UserError(f"images of {images.shape[-2]}×{images.shape[-1]} pixels cannot be averaged to {SIZE}×{SIZE}")
+    parts = images.split(1000)
+    squares = (part.reshape(len(part), 3, SIZE, factor, SIZE, factor).int().sum((3, 5)) for part in parts)
+    return torch.cat([((part + factor * factor // 2) // (factor * factor)).to(torch.uint8) for part in squares])
+
+
+def main():
+    parser = Parser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--dataset", choices=DATASETS, default="tiny_imagenet")
+    parser.add_argument("--data", default="data")
+    parser.add_argument("--bits", nargs="+", type=within(int, 0, MSB), default=[7, 6])
+    parser.add_argument("--repair", nargs="+", choices=REPAIR, default=REPAIR)
+    parser.add_argument("--fit", type=within(int, 1), default=FIT, help="training images, default %(default)s")
+    parser.add_argument("--epochs", type=within(int, 1), default=EPOCHS, help="of the fit, default %(default)s")
+    args = parser.parse_args()
+    training = read_images(args.dataset, args.data, True)[0]
+    training = averaged(training[:: max(1, len(training) // args.fit)][: args.fit])
+    images = averaged(read_images(args.dataset, args.data, False)[0])
+    print(f"share of bits mended, %, {len(images)} images of {args.dataset} averaged to {SIZE}×{SIZE}")
+    for bit in args.bits:
+        for name in args.repair:
+            state = learn_predictor(training, bit, args.epochs) if name == "learned" else None
+            mended = repaired(fault_of(name, bit, -1), images, state)
+            right = (get_bit(mended, bit) == get_bit(images, bit)).double().mean()
+            print(f"bit {bit}, {name}: {100 * right:.1f}", flush=True)
+
+
+if __name__ == "__main__":
+    run(main)
