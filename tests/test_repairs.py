@@ -326,23 +326,6 @@ def test_chunks_do_not_matter(monkeypatch):
     assert torch.allclose(predictor.predict(images, 6, state), together, atol=1e-6)
 
 
-def test_total_variation_is_worked_out_once(monkeypatch):
-    images, worked_out, minimise = pictures(10), [], total_variation._least_variation
-    monkeypatch.setattr(total_variation, "CHUNK", 4 * images[0].numel())
-    monkeypatch.setattr(total_variation, "_remembered", {})
-    monkeypatch.setattr(total_variation, "_least_variation", lambda *args: worked_out.append(args) or minimise(*args))
-    first = mend("variation", images, 6)
-    number = len(worked_out)
-    assert number == 3
-    assert torch.equal(mend("variation", images, 6), first) and len(worked_out) == number
-    mend("variation", images, 5)
-    assert len(worked_out) == 2 * number  # another bit is computed separately
-    monkeypatch.setattr(total_variation, "REMEMBERED", 1)
-    mend("variation", images, 4)
-    assert len(total_variation._remembered) == 1
-    assert torch.equal(mend("variation", images, 6), first)
-
-
 def test_what_was_learned_is_kept_on_disk(tmp_path, monkeypatch):
     write_cifar10(tmp_path)
     images, _ = read_images("cifar10", ".", train=False)
