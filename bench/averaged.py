@@ -4,7 +4,10 @@
     .venv/bin/python -m bench.averaged                       # Tiny-ImageNet, every 2×2 pixels averaged
     .venv/bin/python -m bench.averaged --dataset cifar10     # for comparison: 32×32 as they are
 
-The predictor of `learned` is fitted on averaged training images, and kept nowhere. All test images are repaired.
+    .venv/bin/python -m bench.averaged --dataset cifar10 --holdout 2000 --repair learned    # to choose settings
+
+The predictor of `learned` is fitted on averaged training images, and kept nowhere. All test images are repaired. With
+--holdout N these are the last N training images, and the predictor is fitted on others.
 """
 
 import torch
@@ -13,7 +16,7 @@ from common import Parser, UserError, run, within
 from datasets import DATASETS, read_images
 from faults import MSB, get_bit
 from repairs import fault_of, repaired
-from repairs.predictor import learn_predictor
+from repairs.predictor import learn_predictor, spaced
 
 SIZE = 32  # pixels
 REPAIR = ("median", "colors", "color_scans", "learned")
@@ -39,10 +42,14 @@ def main():
     parser.add_argument("--repair", nargs="+", choices=REPAIR, default=REPAIR)
     parser.add_argument("--fit", type=within(int, 1), default=FIT, help="training images, default %(default)s")
     parser.add_argument("--epochs", type=within(int, 1), default=EPOCHS, help="of the fit, default %(default)s")
+    parser.add_argument("--holdout", type=within(int, 0), default=0, help="last training images to test on instead")
     args = parser.parse_args()
     training = read_images(args.dataset, args.data, True)[0]
-    training = averaged(training[:: max(1, len(training) // args.fit)][: args.fit])
-    images = averaged(read_images(args.dataset, args.data, False)[0])
+    if args.holdout:
+        training, images = training[: -args.holdout], training[-args.holdout :]
+    else:
+        images = read_images(args.dataset, args.data, False)[0]
+    training, images = averaged(spaced(training, args.fit)), averaged(images)
     print(f"share of bits mended, %, {len(images)} images of {args.dataset} averaged to {SIZE}×{SIZE}")
     for bit in args.bits:
         for name in args.repair:

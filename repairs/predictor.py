@@ -76,7 +76,7 @@ def learn_predictor(images, bit, epochs=EPOCHS):
     """
     size = images.shape[-2] * images.shape[-1]
     number, batch = (max(1, pixels // size) for pixels in (PIXELS, BATCH))
-    images = images[:: max(1, len(images) // number)][:number]
+    images = spaced(images, number)
     scans, bits = corner_scans(images, bit), get_bit(images, bit)
     generator = torch.Generator().manual_seed(SEED)
     with torch.random.fork_rng():
@@ -95,6 +95,11 @@ def learn_predictor(images, bit, epochs=EPOCHS):
             optimizer.step()
             scheduler.step()
     return net.state_dict()
+
+
+def spaced(images, number):
+    """At most `number` of the images, evenly spaced."""
+    return images[:: max(1, len(images) // number)][:number]
 
 
 @torch.inference_mode()
