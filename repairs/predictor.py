@@ -18,9 +18,9 @@ INPUTS = 18  # channels of `look`
 WIDTH = 32  # channels between the convolutions
 DILATIONS = (1, 2, 4, 1, 1)
 CHUNK = 100  # images at once
-PIXELS = 12_500 * 32 * 32  # pixels of the training images that are fitted on
-EPOCHS = 5
-BATCH = 50 * 32 * 32  # pixels
+PIXELS = 20_000 * 32 * 32  # pixels of the training images that are fitted on
+EPOCHS = 3
+BATCH = 5 * 32 * 32  # pixels
 LR = 3e-3  # of Adam; falls to zero along half a cosine
 SEED = 0
 
