@@ -9,6 +9,7 @@ import pytest
 import torch
 from made import apply, mend, write_cifar10
 
+from bench.averaged import averaged
 from CIFARDataset import CIFAR10
 from common import UserError
 from datasets import read_images
@@ -383,3 +384,11 @@ def test_repairs_share_what_they_learn(monkeypatch):
     assert len(asked) == 1 and all(torch.equal(state["weight"], images[0, 0] + 1) for state in found)
     use(learn_otherwise)
     assert torch.equal(learned_state("learned", 6, "mine", "digest", training_images)["weight"], images[0, 0] + 2)
+
+
+def test_averaged_images():
+    images = np.random.default_rng(0).integers(0, 256, (3, 3, 64, 64), np.uint8)
+    means = images.reshape(3, 3, 32, 2, 32, 2).mean((3, 5))
+    assert np.array_equal(averaged(torch.from_numpy(images), 32).numpy(), np.floor(means + 0.5))
+    with pytest.raises(UserError, match="64×64 pixels cannot be averaged to 48×48"):
+        averaged(torch.from_numpy(images), 48)
