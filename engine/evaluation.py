@@ -1,11 +1,13 @@
 """The one evaluation: every accuracy in the project comes from here."""
 
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
-from faults import faulty_weights
+from common import UserError
+from faults import faulty_weights, misread_activations, misread_thresholds, misread_weights
 
 
 class Score(NamedTuple):
@@ -73,15 +75,38 @@ def evaluate(net, batches):
         net.train(training)
 
 
-def measure(fault, net, tester, batches, seed):
-    """(Score of a net under a weight fault, share of signs flipped). For other faults the share is None.
+def measure(fault, net, tester, batches, seed, numbers=None):
+    """(Score of a net under a fault of one of its memories, share of signs flipped). For other memories no share: None.
 
     tester: what is evaluated, the net itself or Folded(net). batches: of images that already have an image fault.
+    numbers: of these images in the data set, by default 0, 1, 2, …
     """
-    with faulty_weights(fault, net, seed) as flipped:
-        if flipped is not None and tester is not net:
-            tester.take_weights()
-        score = evaluate(tester, batches)
-    if flipped is not None and tester is not net:
-        tester.take_weights()
-    return score, flipped
+    with faulty_net(fault, net, tester, seed, numbers) as flipped:
+        return evaluate(tester, batches), flipped
+
+
+@contextmanager
+def faulty_net(fault, net, tester, seed, numbers=None):
+    """Inside the `with`, the tester has a fault of weights, activations or thresholds, for one pass over the images.
+
+    Yields the share of weight signs flipped; None for other memories. Arguments as for measure.
+    """
+    if fault.memory == "activations":
+        with misread_activations(fault, net, tester, seed, numbers):
+            yield None
+    elif fault.memory == "thresholds":
+        if tester is net:
+            raise UserError("thresholds are in the folded net only: leave --no-fold out")
+        with misread_thresholds(fault, net, tester, seed):
+            yield None
+    elif fault.memory == "weights":
+        try:
+            with (misread_weights if fault.cells else faulty_weights)(fault, net, seed) as flipped:
+                if tester is not net:
+                    tester.take_weights()
+                yield flipped
+        finally:
+            if tester is not net:
+                tester.take_weights()
+    else:
+        yield None
