@@ -28,5 +28,6 @@ from faults.images import (
     image_breaks,
     set_bit,
 )
+from faults.layers import check_layers
 from faults.thresholds import misread_thresholds
 from faults.weights import TrainingFaults, faulty_weights, misread_weights, weight_flips, weight_noise

@@ -1,7 +1,7 @@
 """Faulty activations: the 1-bit feature maps that are stored after each hidden layer."""
 
 from contextlib import contextmanager
-from itertools import count
+from itertools import count, tee
 
 import numpy as np
 import torch
@@ -51,7 +51,7 @@ class MisreadMaps:
         self.chosen = chosen_layers(fault, net.layer_names()[:-1])
         self.starts = np.cumsum([0, *self.sizes])
         self.select = in_layers(self.chosen, self.sizes)
-        self.numbers = [iter(count() if numbers is None else numbers) for _ in self.sizes]
+        self.numbers = tee(count() if numbers is None else numbers, len(self.sizes))
         self.last = max(layer for layer, chosen in enumerate(self.chosen) if chosen)
         self.drawn = {}  # number of an image -> (up, down) of misreads, until its last layer is read
 

@@ -47,6 +47,7 @@ class Fault(NamedTuple):
     cells: Cells | None = None  # None: the plane `bit` of the image memory, anew for each image; or all weights
     p01: float | None = None  # asymmetric: a broken cell reads 1 with this probability where it holds 0
     p10: float | None = None  # asymmetric: it reads 0 with this probability where it holds 1
+    known: bool | None = None  # repairs of faults with Cells: a memory test has told which cells are broken
 
     @property
     def memory(self):
@@ -139,7 +140,10 @@ def _in_words(fault):
     read = f"{fault.kind} p01 {fault.p01:g} p10 {fault.p10:g}" if fault.kind == "asymmetric" else fault.kind
     kept = "persistent" if cells.persistent else "transient"
     text = f"{where}: {fault.level:g} of the {what} {read}, {kept}"
-    return f"{text}, {fault.repair}" if fault.repair else text
+    if fault.repair is None:
+        return text
+    copied = "" if fault.source is None else f" from bit {fault.source}"
+    return f"{text}; {fault.repair}{copied}, {'known' if fault.known else 'unknown'} cells"
 
 
 def planes_text(planes):

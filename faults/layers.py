@@ -24,3 +24,9 @@ def in_layers(chosen, sizes):
         return cells[np.asarray(chosen)[np.searchsorted(starts, cells, "right") - 1]]
 
     return select
+
+
+def check_layers(fault, net):
+    """UserError in one line if a net has no such memory in the layers of a fault of cells."""
+    names = net.layer_names()
+    chosen_layers(fault, names if fault.memory == "weights" else names[:-1])

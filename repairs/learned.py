@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from common import UserError, code_digest, content_digest, digest, first_line, write_bytes
-from faults import faulty_images
+from faults import break_cells, broken_map, faulty_images
 from repairs.table import REPAIRS
 
 FOLDER = Path("checkpoint/repairs")
@@ -51,3 +51,9 @@ def made_by(repair, images_digest):
     row = REPAIRS[repair]
     functions = [faulty_images, row.mend, *([row.learn] if row.learn else [])]
     return digest(code_digest(*functions).encode(), (images_digest if row.learn else "").encode())
+
+
+def made_by_cells(repair):
+    """The same for a fault of cells of the image memory."""
+    functions = [REPAIRS[repair].masked, broken_map] if repair else []
+    return code_digest(break_cells, *functions)

@@ -5,8 +5,8 @@ import math
 import statistics
 from typing import NamedTuple
 
-from faults import NO_FAULT, Fault
-from report.rows import FAULT, SAME, fault_in, order
+from faults import NO_FAULT
+from report.rows import SAME, columns_of, fault_in, order
 
 Z95 = statistics.NormalDist().inv_cdf(0.975)
 # 97.5 % quantiles of Student's t for 2, 3, … runs; for more than 20 runs the last one is used, a little too large
@@ -63,7 +63,7 @@ def summarize(rows):
 
 def _won(fault, summaries):
     """Share of the lost accuracy that a repair recovers; None without a repair, or for too small a loss."""
-    faulty = summaries.get(Fault("random", fault.bit, level=fault.level))
+    faulty = summaries.get(fault._replace(repair=None, source=None, known=None))
     if fault.repair is None or faulty is None or NO_FAULT not in summaries:
         return None
     lost = summaries[NO_FAULT].mean - faulty.mean
@@ -85,11 +85,7 @@ def summary_json(rows):
     """The text of a session's summary.json, from its rows."""
     cells = []
     for fault, figures in summarize(rows).items():
-        known = {
-            column: getattr(fault, field)
-            for column, field in FAULT.items()
-            if getattr(fault, field) is not None and column != "run"
-        }
+        known = {column: value for column, value in columns_of(fault).items() if value is not None and column != "run"}
         measured = {key: value for key, value in figures._asdict().items() if value is not None and key != "n"}
         cells.append({**known, **{key: round(value, 6) for key, value in measured.items()}})
     return json.dumps({**{key: rows[0][key] for key in SAME}, "cells": cells}, indent=1) + "\n"

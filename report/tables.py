@@ -5,7 +5,7 @@ from collections import Counter
 from typing import NamedTuple
 
 from datasets import DATASETS
-from faults import IMAGE_KINDS, KINDS, MSB, NO_FAULT, NOISE_KINDS, WEIGHT_KINDS
+from faults import ALL_PLANES, KINDS, MEMORIES, MSB, NO_FAULT, NOISE_KINDS
 from repairs import REPAIRS
 from report.rows import order
 from report.summaries import LEAST_LOSS, summarize
@@ -31,6 +31,24 @@ def label(fault):
     return f"repaired by {f'MSB ({MSB})' if fault.source == MSB else f'bit {fault.source}'}"
 
 
+def cells_label(fault):
+    """The same for a fault of cells, without its memory."""
+    cells = fault.cells
+    if cells is None:
+        return "inverted, persistent" if fault.kind == "flips" else label(fault)
+    reading = f"asymmetric {fault.p01:g}/{fault.p10:g}" if fault.kind == "asymmetric" else fault.kind
+    parts = [reading.replace("_", "-"), "persistent" if cells.persistent else "transient"]
+    if cells.layers:
+        parts.append("+".join(cells.layers))
+    if cells.planes not in ((), ALL_PLANES):
+        parts.append(f"planes {fault.planes}")
+    if cells.lines:
+        parts.append(f"{cells.lines}s of {cells.array[0]}x{cells.array[1]}")
+    if fault.repair:
+        parts.append(label(fault) + (", cells known" if fault.known else ""))
+    return ", ".join(parts)
+
+
 class Table(NamedTuple):
     title: str
     headings: list
@@ -39,7 +57,7 @@ class Table(NamedTuple):
 
 def layout(faults):
     """{name: Table} of the tables that have rows for these faults ({Fault: Summary}), laid out as the original's."""
-    image = [fault for fault in faults if fault.kind in IMAGE_KINDS]
+    image = [fault for fault in faults if fault.bit is not None]
     planes = [fault for fault in image if fault.level == 1]
     won = [fault for fault in planes if faults[fault].won is not None]
     judged = [fault for fault in planes if faults[fault].recovered is not None]
@@ -65,6 +83,9 @@ def layout(faults):
         "recovered": _table("Broken bits with their original value (%)", "share", judged, label, "bit", "recovered"),
         "psnr": _table("Peak signal-to-noise ratio of the images (dB)", "PSNR", judged, label, "bit", "psnr"),
     }
+    for memory in MEMORIES:
+        of_cells = [fault for fault in faults if fault.cells and fault.memory == memory]
+        found[memory] = _table(f"Broken cells of the {memory} memory", "probability", of_cells, cells_label, "level")
     return {name: table for name, table in found.items() if table.rows}
 
 
@@ -88,7 +109,7 @@ def _table(title, corner, faults, row_label, field, figure="mean"):
         clean = NO_FAULT if figure == "mean" and (field == "level" or not rows) else None
         line = [clean, *map(found.get, values)]
         rows.append((name, figure, line))
-        if any(fault.kind in WEIGHT_KINDS for fault in found.values()):
+        if any(fault.memory == "weights" for fault in found.values()):
             rows.append(("signs flipped (%)", "flipped", line))
     headings = (
         ["no fault", *(f"bit {bit}" for bit in values)]
@@ -145,7 +166,7 @@ def matrices(sessions):
     """
     times = Counter(fault for summaries in sessions.values() for fault in summaries)
     faults = [fault for fault, number in times.items() if number > 1]
-    planes = [fault for fault in faults if fault.level == 1 and fault.kind in IMAGE_KINDS]
+    planes = [fault for fault in faults if fault.level == 1 and fault.bit is not None]
     tested = {
         f"Bit {bit}": [fault for fault in planes if fault.bit == bit]
         for bit in sorted({fault.bit for fault in planes}, reverse=True)

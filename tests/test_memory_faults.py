@@ -1,13 +1,18 @@
 """Faults of cells of every memory: masks against their definition, nets against Brevitas with hooks and by hand."""
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from made import save_checkpoint, trained_net, write_cifar10
 from test_folded import NETS, SMALL, hard_case, images_of, logits
 from torch import nn
 
+import sweep
+import train_smaller
+from CIFARDataset import CIFAR10
 from common import UserError
 from engine import faulty_net
 from faults import (
@@ -25,8 +30,10 @@ from faults import (
 )
 from faults.cells import broken_cells, broken_in, misreads
 from faults.thresholds import bits_of, misread_numbers
-from models import CNV, Topology
+from models import CNV, TOPOLOGIES, Topology
 from models.folded import Folded
+from repairs import with_fault, with_repair
+from report import read_rows
 
 LEVELS = (0, 1e-4, 1e-3, 1 / 256, 0.004, 0.01, 0.1, 0.1001, 0.5, 0.99, 1)
 
@@ -238,7 +245,7 @@ def test_activations_do_not_depend_on_batches_order_or_the_fold(kind):
         whole = run(folded, 100)
         assert not torch.equal(whole, folded(images))
         assert torch.equal(whole, run(folded, 2)) and torch.equal(whole, run(net, 3))
-        assert torch.equal(whole[1::2], run(folded, 2, range(1, len(images), 2), slice(1, None, 2)))
+        assert torch.equal(whole[1::2], run(folded, 2, itertools.count(1, 2), slice(1, None, 2)))
 
 
 def test_a_buffer_inverted_is_the_next_layers_weights_negated():
@@ -393,6 +400,36 @@ def test_impossible_faults_of_cells(cells, rest, complaint):
     with pytest.raises(UserError, match=complaint) as error:
         fault_of_cells(cells, *rest)
     assert "\n" not in str(error.value)
+
+
+def test_items_of_the_data_set_are_the_images_of_a_sweep(tmp_path):
+    write_cifar10(tmp_path)
+    clean = torch.from_numpy(CIFAR10(".", train=False).data).permute(0, 3, 1, 2)
+    fault = image_fault("random", 0.1, persistent=True)
+    for each in (fault, with_repair(fault, "midpoint", known=True)):
+        dataset = CIFAR10(".", train=False, fault=each, seed=4)
+        found = torch.stack([dataset[i][0] for i in range(len(dataset))])
+        assert torch.equal((found * 255).round().byte(), with_fault(clean, each, 4))
+    with pytest.raises(UserError, match="has no weights memory"):
+        CIFAR10(".", train=False, fault=fault_of_cells(Cells("weights"), "random", 0.1))
+
+
+@pytest.mark.parametrize("memory", ["image", "weights", "activations", "thresholds"])
+def test_one_evaluation_of_train_smaller_is_the_cell_of_the_sweep(tmp_path, monkeypatch, run_script, memory):
+    monkeypatch.setitem(TOPOLOGIES, "cifar_smaller", Topology(size=32, conv=((8, True), (16, True)), fc=(24,)))
+    write_cifar10(tmp_path, rows=20)
+    save_checkpoint(trained_net("cifar10"), "cifar10_smaller", "cifar10", False)
+    words = ["--data", ".", "--memory", memory, "--ber", "0.2", "--reading", "stuck_at_1"]
+    status, out, err = run_script(train_smaller, *words)
+    assert status == 0, err
+    assert run_script(sweep, *words, "--cells", "persistent", "--runs", "1")[0] == 0
+    rows = read_rows(Path("results/cifar10_smaller_11111/sweep.csv"))[0]
+    assert out.splitlines()[-1] == f"Avg. acc.: {rows[1]['top1']:.3f}%" and rows[1]["memory"] == memory
+    if memory == "weights":
+        assert "leave --mem_fault and --noise out" in run_script(train_smaller, *words, "--noise", "0.1")[2]
+        assert "--ber is for --memory" in run_script(train_smaller, "--data", ".", "--ber", "0.1")[2]
+        assert "no weights of layer fc7" in run_script(train_smaller, *words, "--layers", "fc7")[2]
+        assert "--memory is for an evaluation" in run_script(train_smaller, *words, "--train")[2]
 
 
 @pytest.mark.parametrize("text", ["", "8", "7+7", "7+", "6@2", "6@0", "a", "7@b"])

@@ -190,9 +190,9 @@ def test_brevitas_own_forward_pass_gives_the_same_rows(ready, call):
 
 def test_what_must_hold(ready):
     images = torch.from_numpy(CIFAR10(".", train=False).data).permute(0, 3, 1, 2)
-    assert torch.equal(sweep.faulty_images(Fault("random", 6, level=0.0), images, 1), images)
-    plane = sweep.faulty_images(Fault("random", 6, level=1.0), images, 1)
-    one_short = sweep.faulty_images(Fault("random", 6, level=1.0 - 2**-25), images, 1)
+    assert torch.equal(faults.faulty_images(Fault("random", 6, level=0.0), images, 1), images)
+    plane = faults.faulty_images(Fault("random", 6, level=1.0), images, 1)
+    one_short = faults.faulty_images(Fault("random", 6, level=1.0 - 2**-25), images, 1)
     assert torch.equal(plane, one_short)  # the same bits are read at every rate
 
     broken = [faults.image_breaks(1, range(ROWS), (3, 32, 32), rate) for rate in (0.1, 0.2)]
