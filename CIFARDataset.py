@@ -12,8 +12,8 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from common import UserError, digest
 from datasets import cifar, to_tensor
-from faults import break_cells, break_images, image_bits
-from repairs import REPAIRS, cells_repaired, fault_of, learned_state, repaired
+from faults import break_images, image_bits
+from repairs import REPAIRS, fault_of, learned_state, repaired, with_fault
 
 FAULTY_BIT = 6  # 0 (LSB) to 7 (MSB)
 NEIGHBOR_OFFSET = -1  # repaired_n takes the bit at FAULTY_BIT + NEIGHBOR_OFFSET
@@ -58,8 +58,7 @@ class _WithFault:
             label = self.target_transform(label)
         image = _to_uint8(image)  # 3×H×W
         if self.fault.cells:
-            broken = break_cells(self.fault, image[None], self.seed, [index])
-            return cells_repaired(self.fault, broken, self.seed)[0].float() / 255, label
+            return with_fault(image[None], self.fault, self.seed, numbers=[index])[0].float() / 255, label
         image = break_images(self.fault, image, lambda shape: image_bits(self.seed, [index], shape)[0])
         return repaired(self.fault, image, self.state).float() / 255, label
 

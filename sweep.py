@@ -9,6 +9,7 @@ Each row of sweep.csv is written as soon as it is measured. After an interruptio
 is missing. Rows for other bits, rates or runs are added to those that are there.
 """
 
+import io
 import math
 import os
 import sys
@@ -17,6 +18,7 @@ from contextlib import ExitStack
 from functools import cache, lru_cache
 from itertools import product
 
+import numpy as np
 import torch
 
 import CIFARDataset
@@ -31,10 +33,12 @@ from common import (
     locked,
     run,
     within,
+    write_bytes,
     write_text,
 )
 from datasets import read_images
 from engine import EvalBatches, Processes, checkpoints, measure, state_of, training_digest
+from engine.critical import random_flips, worst_flips
 from faults import (
     MEMORIES,
     MSB,
@@ -47,22 +51,40 @@ from faults import (
     fault_of_cells,
     faulty_weights,
     get_bit,
+    memory_size,
     misread_activations,
     misread_thresholds,
     misread_weights,
     planes_of,
 )
 from models.folded import Folded
-from repairs import REPAIRS, ImpossibleRepair, made_by, made_by_cells, with_fault, with_repair
+from repairs import (
+    PROTECTIONS,
+    REPAIRS,
+    ImpossibleRepair,
+    made_by,
+    made_by_cells,
+    with_fault,
+    with_protection,
+    with_repair,
+)
 from report import (
     OtherVersion,
+    changes,
     compared_names,
+    confusion,
+    draw_critical,
     fault_in,
+    flips_needed,
     markdown,
+    mcnemar,
+    name_of,
+    read_critical,
     read_rows,
     row_of,
     summary_json,
     to_line,
+    write_critical,
     write_pictures,
     write_plots,
     write_rows,
@@ -82,6 +104,9 @@ SIGMA = [0, 0.2, 0.4, 0.6, 0.8, 1.0]  # sigma_val of weight noise; its standard 
 FLIP = [1e-4, 1e-3, 1e-2, 0.02, 0.05, 0.1]  # probabilities that a binary weight flips
 BER = [1e-4, 1e-3, 1e-2, 0.1]  # bit error rates of the memories in --memory
 READING = ["inverted"]  # what broken cells of these memories read
+SEARCHED = 1000  # training images whose loss the search of --critical raises
+MOST_FLIPS = 20_000  # flipped signs at which that search ends in any case
+FLAGGED = "median"  # repair of the bytes that a code flags
 RUNS = 10  # of each random fault; run r draws with seed + r
 LINE = 50  # faults per line of progress, if there is no terminal for a progress bar
 WORKERS = os.cpu_count()  # threads that decode images, on first use
@@ -126,6 +151,11 @@ def parse():
         "--runs", type=within(int, 1, 10_000), default=RUNS, help="runs of each random fault, default %(default)s"
     )
 
+    group.add_argument(
+        "--critical",
+        action="store_true",
+        help="weights of one layer at a time, and a search for few signs whose flips bring the net to chance",
+    )
     group.add_argument("--memory", nargs="*", choices=MEMORIES, default=[], help="memories whose cells break")
     add_cell_options(parser.add_argument_group("cells of these memories"), share)
 
@@ -154,6 +184,12 @@ def add_cell_options(group, share):
         "--layers", nargs="+", help="layers that break together, such as conv1 fc2; each: one at a time; default all"
     )
     group.add_argument("--lines", nargs="+", choices=("row", "column"), help="whole rows or columns of --array break")
+    group.add_argument(
+        "--protection",
+        nargs="+",
+        choices=PROTECTIONS,
+        help=f"of the image memory; bytes that a code flags are mended by --repair, default {FLAGGED}",
+    )
     group.add_argument("--array", type=array_size, help="its size in cells, such as 512x64: rows and columns")
 
 
@@ -184,7 +220,13 @@ def fill_defaults(args):
     `--repair X` alone is every bit repaired by X; `--bits B` alone is that bit unrepaired and by every repair. With
     --memory, --repair is for the image memory.
     """
-    of_cells = [name for name in ("ber", "reading", "p01", "p10", "layers", "lines", "array") if getattr(args, name)]
+    if args.critical and not args.memory:
+        args.memory, args.layers = ["weights"], args.layers or ["each"]
+    of_cells = [
+        name
+        for name in ("ber", "reading", "p01", "p10", "layers", "lines", "array", "protection")
+        if getattr(args, name)
+    ]
     if of_cells and not args.memory:
         raise UserError(f"--{of_cells[0]} is for --memory: name the memories whose cells break")
     named = bool(args.memory)
@@ -276,6 +318,18 @@ def faults_of_memory(memory, args, layers):
             faults.append(fault)
             if memory == "image" and args.mends and cells.persistent:
                 faults += mended(fault, args.mends, known=True)
+            if memory == "image" and args.protection:
+                faults += under_protection(fault, args.protection, args.mends or [FLAGGED])
+    return faults
+
+
+def under_protection(fault, protections, repairs):
+    """A fault of cells of the image memory under each protection that can be; with the repairs of what it flags."""
+    faults = []
+    for name in protections:
+        for repair in repairs if PROTECTIONS[name].detects else [None]:
+            if fault.cells.persistent or not PROTECTIONS[name].rotates:
+                faults.append(with_protection(fault, name, repair))
     return faults
 
 
@@ -332,22 +386,19 @@ class TestSet:
         self.images, self.labels = read_images(dataset, args.data, False, args.workers)
         self.digest = digest(self.images, self.labels)
         self.state_of = cache(lambda fault: state_of(fault, *self.where))
-        self.code_of = cache(self._code_of)
+        self.code_of = cache(lambda digest_of, *arguments: digest_of(*arguments))
         self.under = lru_cache(1)(self._under)  # keeps one fault: all sessions measure it before the next fault
 
     def made_by(self, fault):
         """A digest of what determines a fault's results besides net and test images; None for no fault."""
         if fault.kind == "none":
             return None
-        return self.code_of(fault.memory, fault.cells is not None, fault.repair)
-
-    def _code_of(self, memory, of_cells, repair):
-        if of_cells:
-            return made_by_cells(repair) if memory == "image" else code_digest(MISREAD[memory])
-        if memory == "weights":
-            return code_digest(faulty_weights)
-        learns = repair and REPAIRS[repair].learn
-        return made_by(repair, training_digest(*self.where) if learns else "")
+        if fault.cells and fault.memory == "image":
+            return self.code_of(made_by_cells, fault.repair, fault.protection, fault.known)
+        if fault.memory == "image":
+            learns = fault.repair and REPAIRS[fault.repair].learn
+            return self.code_of(made_by, fault.repair, training_digest(*self.where) if learns else "")
+        return self.code_of(code_digest, MISREAD[fault.memory] if fault.cells else faulty_weights)
 
     def _under(self, fault, seed):
         """(images after a fault and its repair, {column: value} of its row: recovered bits and PSNR)."""
@@ -385,6 +436,7 @@ class Session:
         self.folder = as_path(args.results) / self.name
         if self.images_differ():
             self.folder = self.folder.with_name(f"{self.name}_{self.what['images']}")
+        self.predictions = {}  # {fault without a repair: predicted classes}
         self.changed = False  # True if its sweep.csv has changed since the tables were written
 
     def checkpoint_digest(self, state):
@@ -472,15 +524,81 @@ class Session:
     def rows(self):
         return read_rows(self.csv)[0]
 
-    def measure(self, fault):
-        """Measure a fault. Returns its row."""
+    def evaluate(self, fault):
+        """(what is Measured under a fault, {column: value} of the quality of its images)."""
         seed = self.seed + fault.run
         # one seed for all sessions: no repair of a whole plane depends on what broken bits read
         images, quality = self.test_set.under(fault, 0 if fault.repair and not fault.cells else seed)
         batches = EvalBatches(images, self.test_set.labels, next(self.net.parameters()).device)
-        score, flipped = measure(fault, self.net, self.tester, batches, seed)
-        made = self.test_set.made_by(fault)
-        return row_of(fault, score, **self.what, run_seed=seed, made_by=made, flipped=flipped, **quality)
+        return measure(fault, self.net, self.tester, batches, seed), quality
+
+    def predicted(self, fault):
+        """The predicted classes under a fault without a repair, int64 N."""
+        if fault not in self.predictions:
+            self.predictions[fault] = self.evaluate(fault)[0].predicted.short()
+        return self.predictions[fault].long()
+
+    def measure(self, fault):
+        """Measure a fault, and write its confusion matrix. Returns its row."""
+        measured, quality = self.evaluate(fault)
+        labels, predicted = self.test_set.labels, measured.predicted
+        if without_repair(fault) == fault:
+            self.predictions[fault] = predicted.short()
+        else:
+            quality["mcnemar"] = mcnemar(labels, self.predicted(without_repair(fault)), predicted)
+        self.write_confusion(fault, confusion(labels, predicted, self.net.classes))
+        return row_of(
+            fault,
+            measured.score,
+            **self.what,
+            run_seed=self.seed + fault.run,
+            made_by=self.test_set.made_by(fault),
+            flipped=measured.flipped,
+            size=memory_size(fault, self.net, self.test_set.images[0].numel()),
+            **changes(labels, self.predicted(NO_FAULT), predicted),
+            **quality,
+        )
+
+    def search(self, runs, say):
+        """Write critical.csv and its plot: the worst flips and `runs` random ones, until the net is at chance."""
+        path, made = self.folder / "critical.csv", code_digest(worst_flips, random_flips)
+        what = {name: str(self.what[name]) for name in ("sess", "seed", "checkpoint", "images")} | {"made_by": made}
+        rows = [row for row in read_critical(path) if what.items() <= row.items()]
+        for (choice, number), steps in self.searches(runs, flips_needed(rows)).items():
+            for flips, layers, score in steps:
+                spread = "+".join(f"{layer}:{number}" for layer, number in layers.items() if number)
+                step = {"choice": choice, "run": str(number), "flips": str(flips), "layers": spread}
+                rows.append({**what, **step, "n": str(score.n), "correct": str(score.correct)})
+        write_critical(path, rows)
+        draw_critical(self.folder, self.name, rows)
+        for (choice, number), flips in flips_needed(rows).items():
+            say(f"{self.name}: {flips} flipped signs, {choice} {number}, bring the net to chance")
+
+    def searches(self, runs, done):
+        """{(choice, run): steps of a search that is not done yet}."""
+        batches = EvalBatches(self.test_set.images, self.test_set.labels, next(self.net.parameters()).device)
+        found = {
+            ("random", number): random_flips(self.net, self.tester, batches, self.seed + number)
+            for number in range(runs)
+            if ("random", str(number)) not in done
+        }
+        if ("gradient", "0") not in done:
+            dataset, data, workers = self.test_set.where
+            images, labels = read_images(dataset, data, True, workers)
+            some = slice(None, None, max(1, len(images) // SEARCHED))
+            found["gradient", 0] = worst_flips(self.net, self.tester, images[some], labels[some], batches, MOST_FLIPS)
+        return found
+
+    def write_confusion(self, fault, matrix):
+        """Write images of each class (row) by predicted class (column) to confusion/<fault>.npz, compressed."""
+        with io.BytesIO() as buffer:
+            np.savez_compressed(buffer, confusion=matrix.int().numpy())
+            write_bytes(self.folder / "confusion" / f"{name_of(fault)}.npz", buffer.getbuffer())
+
+
+def without_repair(fault):
+    """The same fault without repair and protection."""
+    return fault._replace(repair=None, source=None, known=None, protection=None)
 
 
 def turn(fault):
@@ -503,6 +621,8 @@ def sweep(args, processes):
         processes.wait()
         if processes.rank == 0:
             write_up(sessions)
+            for session in sessions if args.critical else []:
+                session.search(args.runs, processes.print)
 
 
 def possible_faults(args, sessions):

@@ -669,9 +669,9 @@ def trials(args, processes, net, batches, fault):
     for trial in range(NOISE_RUNS if args.noise else 1):
         bar = processes.bar(batches, f"run {trial + 1}" if args.noise else "testing", len(batches))
         numbers = count(processes.rank, processes.number)  # of the images that this process has
-        score, flipped = measure(fault, net, tester, bar, args.seed + trial, numbers)
-        scores.append(processes.total(score))
-        flips.append(flipped)
+        measured = measure(fault, net, tester, bar, args.seed + trial, numbers)
+        scores.append(processes.total(measured.score))
+        flips.append(measured.flipped)
     return scores, flips
 
 

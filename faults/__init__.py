@@ -23,11 +23,13 @@ from faults.images import (
     break_images,
     broken_map,
     faulty_images,
+    flip_cells,
     get_bit,
     image_bits,
     image_breaks,
+    in_planes,
     set_bit,
 )
-from faults.layers import check_layers
+from faults.layers import check_layers, memory_size
 from faults.thresholds import misread_thresholds
 from faults.weights import TrainingFaults, faulty_weights, misread_weights, weight_flips, weight_noise

@@ -48,6 +48,7 @@ class Fault(NamedTuple):
     p01: float | None = None  # asymmetric: a broken cell reads 1 with this probability where it holds 0
     p10: float | None = None  # asymmetric: it reads 0 with this probability where it holds 1
     known: bool | None = None  # repairs of faults with Cells: a memory test has told which cells are broken
+    protection: str | None = None  # of the image memory: a name in repairs.PROTECTIONS
 
     @property
     def memory(self):
@@ -140,6 +141,8 @@ def _in_words(fault):
     read = f"{fault.kind} p01 {fault.p01:g} p10 {fault.p10:g}" if fault.kind == "asymmetric" else fault.kind
     kept = "persistent" if cells.persistent else "transient"
     text = f"{where}: {fault.level:g} of the {what} {read}, {kept}"
+    if fault.protection:
+        return f"{text}; {fault.protection}{f', flagged words by {fault.repair}' if fault.repair else ''}"
     if fault.repair is None:
         return text
     copied = "" if fault.source is None else f" from bit {fault.source}"

@@ -80,7 +80,7 @@ def break_cells(fault, images, seed, numbers=None):
     """
     faulty = images.contiguous().view(len(images), -1).clone()  # N×values
     values = faulty.numpy()
-    select = functools.partial(_in_planes, fault.cells.planes)
+    select = functools.partial(in_planes, fault.cells.planes)
     for place, number in enumerate(range(len(images)) if numbers is None else numbers):
         held = values[place]
         up, down = misreads(fault, 8 * len(held), seed, int(number), select)
@@ -93,12 +93,12 @@ def broken_map(fault, shape, seed):
     """The broken bits of each value of an image, as a memory test finds persistent ones: uint8, of shape C×H×W."""
     found = np.zeros(int(np.prod(shape)), np.uint8)
     level = fault.level * max(fault.p01, fault.p10) if fault.kind == "asymmetric" else fault.level
-    cells = draw(fault, level, 8 * found.size, seed, select=functools.partial(_in_planes, fault.cells.planes))
+    cells = draw(fault, level, 8 * found.size, seed, select=functools.partial(in_planes, fault.cells.planes))
     np.bitwise_or.at(found, cells >> 3, np.uint8(1) << (cells & 7).astype(np.uint8))
     return torch.from_numpy(found).view(*shape)
 
 
-def _in_planes(planes, broken, level):
+def in_planes(planes, broken, level):
     """The addresses of broken cells that lie in the planes, each plane at its share of the level."""
     if len(planes) == MSB + 1 and len({share for _, share in planes}) == 1:
         return broken(level * planes[0][1])
@@ -109,3 +109,9 @@ def _in_planes(planes, broken, level):
         here[[bit for bit, its in planes if its == share]] = True
         found.append(cells[here[cells & 7]])
     return np.concatenate(found)
+
+
+def flip_cells(fault, held, seed, image, select=None):
+    """Change the bits of one image's memory that are read wrong, in place. held: uint8 0 or 1, one for each cell."""
+    up, down = misreads(fault, len(held), seed, image, select)
+    held[wrong_cells(up, down, held.__getitem__)] ^= 1

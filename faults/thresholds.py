@@ -10,15 +10,7 @@ import numpy as np
 import torch
 
 from faults.cells import misreads, wrong_cells
-from faults.layers import chosen_layers, in_layers
-
-
-def bits_of(bound):
-    """Bits of the two's complement that holds every whole number from -bound to bound + 1."""
-    bits = 1
-    while (1 << bits - 1) - 1 < bound + 1:
-        bits += 1
-    return bits
+from faults.layers import bits_of, chosen_layers, in_layers
 
 
 @contextmanager

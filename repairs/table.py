@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 
 from common import UserError
-from faults import MSB, NO_FAULT, Fault, break_cells, broken_map, faulty_images
+from faults import MSB, NO_FAULT, Fault, broken_map
 from repairs import colors, masked, pixels
 from repairs.predictor import from_predictor, learn_predictor, mean_of_predictor
 from repairs.total_variation import from_total_variation
@@ -161,15 +161,6 @@ def repaired(fault, images, state=None):
     row = REPAIRS[fault.repair]
     extra = [fault.source] if row.sources else [state] if row.learn else []
     return row.mend(images, fault.bit, *extra)
-
-
-def with_fault(images, fault, seed, state=None):
-    """A whole data set (uint8 N×3×H×W) with a fault and its repair; image i depends on (fault, seed, i) alone."""
-    if fault.memory != "image":
-        return images
-    if fault.cells is None:
-        return repaired(fault, faulty_images(fault, images, seed), state)
-    return cells_repaired(fault, break_cells(fault, images, seed), seed)
 
 
 def with_repair(fault, repair, source=None, known=False):

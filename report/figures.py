@@ -12,7 +12,7 @@ from common import written_whole
 from faults import ALL_PLANES, MEMORIES, NO_FAULT, Cells
 from repairs import REPAIRS, ImpossibleRepair, fault_of, with_fault
 from report.summaries import summarize
-from report.tables import layout
+from report.tables import added, front, guarded, layout, protection_label
 
 PICTURES = 2  # test images in images.png
 DPI = 200  # of the PNGs
@@ -209,6 +209,40 @@ def whole_memories(summaries, memory):
     ]
 
 
+def draw_protections(name, summaries, cost=added, cost_label="memory added for each stored bit"):
+    """Accuracy against what the guard of the image memory costs: a panel for each bit error rate.
+
+    The line is the Pareto front. cost: function fault -> number.
+    """
+    groups = guarded(summaries)
+    faults = next(iter(groups.values()))  # persistent cells, if they were measured
+    levels = sorted({fault.level for fault in faults})
+    across = min(2, len(levels))
+    down = -(-len(levels) // across)
+    figure, grid = plt.subplots(
+        down, across, figsize=(7.2, 1.6 + 2.4 * down), layout="constrained", sharex=True, sharey=True, squeeze=False
+    )
+    figure.suptitle(f"{name}, {'persistent' if faults[0].persistent else 'transient'} bit errors of the image memory")
+    styles = dict(zip(dict.fromkeys(map(protection_label, faults)), _styles()))
+    for axes in grid.flat[len(levels) :]:
+        axes.axis("off")
+    for axes, level in zip(grid.flat, levels):
+        axes.set_title(f"bit error rate {level:g}")
+        _level(axes, NO_FAULT, summaries, {"color": "#555555"}, "no fault")
+        best = front(faults, summaries, level)
+        axes.step([cost(fault) for fault in best], [summaries[fault].mean for fault in best], "#bbbbbb", where="post")
+        for fault in faults:
+            if fault.level == level:
+                style = {**styles[protection_label(fault)], "linestyle": ""}
+                axes.plot(cost(fault), summaries[fault].mean, label=protection_label(fault), **style)
+    for axes in grid[-1]:
+        axes.set_xlabel(cost_label)
+    figure.supylabel("top-1 accuracy (%)", fontsize="medium")
+    handles = {label: line for axes in grid.flat for line, label in zip(*axes.get_legend_handles_labels())}
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=4)
+    return figure
+
+
 def draw_layers(name, summaries):
     """Accuracy against the bit error rate in one layer at a time: a panel for each memory, a line for each layer."""
     faults = _of_one_layer(summaries)
@@ -315,6 +349,8 @@ def write_plots(folder, sessions):
                 save(draw(sessions), folder / kind)
         if any(fault.cells for memory in MEMORIES for fault in whole_memories(own, memory)):
             save(draw_memories(name, own), folder / "memories")
+        if guarded(own):
+            save(draw_protections(name, own), folder / "protections")
         if _of_one_layer(own):
             save(draw_layers(name, own), folder / "layers")
         if len(sessions) > 1 and common(sessions):

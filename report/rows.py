@@ -6,22 +6,27 @@ import math
 
 from common import UserError, write_text
 from faults import IMAGE_KINDS, KINDS, MEMORIES, MSB, READINGS, Cells, Fault, fault_of_cells, planes_of
-from repairs import REPAIRS, with_repair
+from repairs import PROTECTIONS, REPAIRS, with_protection, with_repair
 
 SAME = ("dataset", "images", "sess", "seed", "checkpoint", "n")  # columns that are the same in all rows of a file
 # columns that describe the fault, and the fields of Fault that they hold
 FAULT = {"fault": "kind", "bit": "bit", "repair": "repair", "source": "source", "level": "level", "run": "run"}
-FAULT |= {"p01": "p01", "p10": "p10", "known": "known"}
+FAULT |= {"p01": "p01", "p10": "p10", "known": "known", "protection": "protection"}
 CELLS = ("memory", "layers", "planes", "cells", "lines", "array")  # columns that say which cells can break
+CHANGES = ("intact", "broken", "mended", "changed")
 COLUMNS = (
     *SAME,
     *FAULT,
     *CELLS,
+    "added",  # memory that the protection adds for each stored bit
     "run_seed",
     "made_by",  # digest of the code of fault and repair, and of the images that the repair learned from
+    "size",  # cells that can break
     "flipped",  # share of weight signs flipped, 0 to 1
     "recovered",  # share of the broken bits that have their original value, 0 to 1
     "psnr",  # of the images against the clean ones, dB
+    *CHANGES,  # images that the intact net classifies rightly, and what the fault changes (comparisons.changes)
+    "mcnemar",  # p of McNemar's exact test of a repair against no repair
     "correct",
     "correct5",
     "loss",
@@ -29,8 +34,12 @@ COLUMNS = (
     "top5",
 )
 NUMBERS = {
-    **dict.fromkeys(("seed", "bit", "source", "run", "run_seed", "known", "n", "correct", "correct5"), int),
-    **dict.fromkeys(("level", "p01", "p10", "flipped", "recovered", "psnr", "loss", "top1", "top5"), float),
+    **dict.fromkeys(
+        ("seed", "bit", "source", "run", "run_seed", "known", "size", *CHANGES, "n", "correct", "correct5"), int
+    ),
+    **dict.fromkeys(
+        ("level", "p01", "p10", "added", "flipped", "recovered", "psnr", "mcnemar", "loss", "top1", "top5"), float
+    ),
 }  # types of the columns that are numbers
 
 
@@ -58,8 +67,15 @@ def columns_of(fault):
         "planes": fault.planes,
         "cells": {True: "persistent", False: "transient", None: None}[fault.persistent],
         "lines": cells.lines,
+        "added": PROTECTIONS[fault.protection].added if fault.protection else None,
         "array": None if cells.array is None else f"{cells.array[0]}x{cells.array[1]}",
     }
+
+
+def name_of(fault):
+    """A fault as part of a file's name."""
+    columns = columns_of(fault)
+    return "_".join(f"{name}-{columns[name]}" for name in (*FAULT, *CELLS) if columns[name] is not None)
 
 
 def fault_in(row):
@@ -91,7 +107,7 @@ def _order_of_cells(fault):
     memory, layers, planes, persistent, lines, array = fault.cells
     known = -1 if fault.known is None else int(fault.known)
     place = MEMORIES.index(memory), layers, planes, persistent, lines or "", array or ()
-    return *place, fault.p01 or 0, fault.p10 or 0, known
+    return *place, fault.p01 or 0, fault.p10 or 0, known, fault.protection or ""
 
 
 def to_line(row):
@@ -101,7 +117,18 @@ def to_line(row):
 
 
 HEADER = to_line(dict(zip(COLUMNS, COLUMNS)))
-LATER = ("made_by", "p01", "p10", "known", *CELLS)  # columns that older files do not have
+LATER = (
+    "made_by",
+    "p01",
+    "p10",
+    "known",
+    "protection",
+    *CELLS,
+    "added",
+    "size",
+    *CHANGES,
+    "mcnemar",
+)  # columns that older files do not have
 
 
 def read_rows(path):
@@ -151,7 +178,10 @@ def _checked(row):
     if not 0 <= correct <= correct5 <= n or n < 1:
         raise ValueError
     top1, top5 = round(100 * correct / n, 4), round(100 * correct5 / n, 4)
-    shares = [row[name] for name in ("flipped", "recovered") if row[name] is not None]
+    shares = [row[name] for name in ("flipped", "recovered", "mcnemar") if row[name] is not None]
+    changes = [row[name] for name in CHANGES if row[name] is not None]
+    if changes and not _add_up(*changes, correct, n):
+        raise ValueError
     sound = (
         is_sound(fault_in(row))
         and abs(row["top1"] - top1) < 0.06  # a spreadsheet may have rounded it
@@ -169,13 +199,18 @@ def _checked(row):
     return row | described | {"top1": top1, "top5": top5}
 
 
+def _add_up(intact, broken, mended, changed, correct, n):
+    """Do these numbers of images fit each other?"""
+    return intact - broken + mended == correct and 0 <= broken <= intact <= n and broken + mended <= changed <= n
+
+
 def is_sound(fault):
     """Is there such a fault?"""
     if not 0 <= fault.run < 10**9:
         return False
     if fault.cells:
         return _of_cells_again(fault) == fault
-    if (fault.p01, fault.p10, fault.known) != (None, None, None):
+    if (fault.p01, fault.p10, fault.known, fault.protection) != (None, None, None, None):
         return False
     if fault.kind not in IMAGE_KINDS:
         level = fault.level is None if fault.kind == "none" else fault.level >= 0
@@ -192,6 +227,8 @@ def is_sound(fault):
 def _of_cells_again(fault):
     """A fault of cells made anew of what it says. UserError if there is no such fault."""
     made = fault_of_cells(fault.cells, fault.kind, fault.level, fault.run, fault.p01, fault.p10)
+    if fault.protection:
+        return with_protection(made, fault.protection, fault.repair)
     return with_repair(made, fault.repair, fault.source, fault.known) if fault.repair else made
 
 
