@@ -17,6 +17,7 @@ from argparse import BooleanOptionalAction
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -55,7 +56,17 @@ from engine import (
     to_score,
     train_pass,
 )
-from faults import MSB, NO_FAULT, Fault, TrainingFaults
+from faults import (
+    MEMORIES,
+    MSB,
+    NO_FAULT,
+    READINGS,
+    Cells,
+    Fault,
+    TrainingFaults,
+    check_layers,
+    fault_of_cells,
+)
 from models import LOSSES
 from models.costs import costs, table
 from models.folded import Folded
@@ -72,6 +83,8 @@ PAD = 0  # padding value of the hidden convolutions: 0, or -1, which fits into a
 
 # faults
 MEM_FAULT = "baseline"
+BER = 0.01  # bit error rate of the memory in --memory
+READING = "inverted"  # what its broken cells read
 NOISE = 0.0  # sigma_val of the weight noise in evaluation; its standard deviation is sigma_val²
 NOISE_RUNS = 10  # number of evaluations, each with new noise
 TRAIN_FLIP = 0.0  # probability that a binary weight has the other sign in a forward pass of training
@@ -94,6 +107,8 @@ TRAINING_ONLY = (
     *("epochs", "duplicate", "loss", "padding", "soften", "soften_weights", "norm_momentum", "smoothing", "margin"),
     *("teacher", "clip", "decay", "train_flip", "train_noise", "bf16"),
 )
+
+CELL_OPTIONS = ("ber", "reading", "layers", "transient")  # options that go with --memory
 
 LARGE = 10**6  # upper limit of options that need no larger values
 
@@ -140,6 +155,15 @@ def parse():
         "--neighbor_offset",
         type=int,
         help=f"repaired_n copies bit faulty_bit + this; default {CIFARDataset.NEIGHBOR_OFFSET}",
+    )
+    group.add_argument(
+        "--memory", choices=MEMORIES, help="in evaluation: this memory has broken cells, in place of --mem_fault"
+    )
+    group.add_argument("--ber", type=within(float, 0, 1), help=f"share of its cells that are broken, default {BER}")
+    group.add_argument("--reading", choices=READINGS[:-1], help=f"what they read, default {READING}")
+    group.add_argument("--layers", nargs="+", help="layers whose cells break, such as conv1 fc2; default all")
+    group.add_argument(
+        "--transient", action="store_true", help="other cells for each image; without it the same for all images"
     )
     group.add_argument(
         "--noise",
@@ -639,6 +663,26 @@ def loop(net, training, batches, test_batches, log, args, processes, keeper):
         )
 
 
+def evaluated_fault(args, net):
+    """The Fault under which an evaluation is asked for."""
+    given = [name for name in CELL_OPTIONS if getattr(args, name) not in (None, False)]
+    if args.memory is None:
+        if given:
+            raise UserError(f"--{given[0]} is for --memory: name the memory whose cells break")
+        return fault_of(
+            MEM_FAULT if args.mem_fault is None else args.mem_fault,
+            CIFARDataset.FAULTY_BIT if args.faulty_bit is None else args.faulty_bit,
+            CIFARDataset.NEIGHBOR_OFFSET if args.neighbor_offset is None else args.neighbor_offset,
+        )
+    if args.mem_fault is not None or args.noise:
+        raise UserError("--memory is a fault of its own: leave --mem_fault and --noise out")
+    cells = Cells(args.memory, tuple(args.layers or ()), persistent=not args.transient)
+    fault = fault_of_cells(cells, args.reading or READING, BER if args.ber is None else args.ber)
+    if fault.cells:
+        check_layers(fault, net)
+    return fault
+
+
 def kept(path, epoch, more=""):
     """Text that says what an interrupted training has saved."""
     return f"{path} holds epoch {epoch}{more}" if epoch else "no epoch was finished"
@@ -658,11 +702,7 @@ def test(args, processes):
             raise checkpoints.NoLatentWeights(
                 f"weight noise needs latent weights, and {path} holds signs only: train it with --train"
             )
-    fault = fault_of(
-        MEM_FAULT if args.mem_fault is None else args.mem_fault,
-        CIFARDataset.FAULTY_BIT if args.faulty_bit is None else args.faulty_bit,
-        CIFARDataset.NEIGHBOR_OFFSET if args.neighbor_offset is None else args.neighbor_offset,
-    )
+    fault = evaluated_fault(args, net)
     holdout = HOLDOUT if args.holdout is None else args.holdout
     trained = checkpoints.trained_as(path, state)
     if holdout not in (0, trained.get("holdout", 0)):
@@ -685,7 +725,7 @@ def test(args, processes):
         which = f"{words[net.wsconv]} weight standardisation (trained {words[trained['wsconv']]}), {which}"
     processes.print(f"{path} (epoch {state['epoch']}), {DATASETS[name].title}, {which}: {fault}")
 
-    scores, flips = trials(args, processes, net, batches)
+    scores, flips = trials(args, processes, net, batches, fault)
     result = {
         "checkpoint": str(path),
         "epoch": state["epoch"],
@@ -696,7 +736,7 @@ def test(args, processes):
         "top1": statistics.mean(score.top1 for score in scores),
         "top5": statistics.mean(score.top5 for score in scores),
         "loss": statistics.mean(score.loss for score in scores),
-        "signs_flipped": statistics.mean(flips) if args.noise else 0.0,
+        "signs_flipped": statistics.mean(flips) if flips[0] is not None else 0.0,
     }
     if args.noise:
         processes.print(
@@ -710,16 +750,17 @@ def test(args, processes):
         write_text(as_path(args.result), json.dumps(result, indent=1) + "\n")
 
 
-def trials(args, processes, net, batches):
+def trials(args, processes, net, batches, fault):
     """(Scores, shares of flipped weight signs) of the evaluations: one, or under weight noise NOISE_RUNS."""
     tester = Folded(net) if args.fold else net
-    fault = Fault("noise", level=args.noise) if args.noise else NO_FAULT
+    fault = Fault("noise", level=args.noise) if args.noise else fault
     scores, flips = [], []
     for trial in range(NOISE_RUNS if args.noise else 1):
         bar = processes.bar(batches, f"run {trial + 1}" if args.noise else "testing", len(batches))
-        score, flipped = measure(fault, net, tester, bar, args.seed + trial)
-        scores.append(processes.total(score))
-        flips.append(flipped)
+        numbers = count(processes.rank, processes.number)  # of the images that this process has
+        measured = measure(fault, net, tester, bar, args.seed + trial, numbers)
+        scores.append(processes.total(measured.score))
+        flips.append(measured.flipped)
     return scores, flips
 
 
@@ -735,6 +776,10 @@ def main():
             if not args.train and args.wsconv is not None:
                 raise UserError("--export_finn writes the net as it was trained: leave --wsconv and --no-wsconv out")
             check_export_packages()  # before, not after, hours of training
+        if args.train and args.memory:
+            raise UserError(
+                "--memory is for an evaluation: training breaks planes (--mem_fault) or weights (--train_flip)"
+            )
         (train if args.train else test)(args, processes)
         if args.export_finn and processes.rank == 0:
             export(args.sess, args.seed, args.data)
