@@ -50,6 +50,7 @@ from report import (
     write_plots,
     write_rows,
 )
+from report.page import write_page
 
 SESS = ["cifar10_smaller"]  # names of checkpoints
 SEED = [11111]  # seeds of the checkpoints
@@ -341,8 +342,8 @@ def sweep(args, processes):
                     session.tidy(args.replace, processes.print)
         measure_missing(sessions, wanted_faults(args), processes)
         processes.wait()
-        if processes.rank == 0:
-            write_up(sessions)
+        if processes.rank == 0 and write_up(sessions):
+            print(f"{write_page(as_path(args.results), args.data, args.workers)[0]}: all sessions")
 
 
 def measure_missing(sessions, faults, processes):
@@ -401,7 +402,11 @@ def compared_with(session, sessions):
 
 
 def write_up(sessions):
-    """Write sweep.csv, sorted, tables.md, summary.json and plots of each session that has changed or lacks them."""
+    """Write sweep.csv, sorted, tables.md, summary.json and plots of each session that has changed or lacks them.
+
+    Returns True if there was one.
+    """
+    written = False
     for session in sessions:
         own, others = session.rows(), compared_with(session, sessions)
         if not session.changed and last_compared(session) == list(others):
@@ -420,6 +425,8 @@ def write_up(sessions):
             session.test_set.state_of,
         )
         print(f"{session.folder}: sweep.csv, tables.md, summary.json, plots")
+        written = True
+    return written
 
 
 def main():

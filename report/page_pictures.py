@@ -21,7 +21,7 @@ from report.trainings import find_checkpoint
 
 BITS = (7, 6, 5, 4)  # broken bits to choose from
 FIRST = 2  # test images, as in images.png
-SEARCHED = 300  # test images, from the first, among which those are looked for that a fault breaks and a repair mends
+SEARCHED = 100  # test images, from the first, among which those are looked for that a fault breaks and a repair mends
 MENDED = {7: 6, 6: 6, 5: 6}  # number of these images for each broken bit
 MENDED_LARGE = {7: 2, 6: 2, 5: 2}  # the same for images larger than LARGE, which take four times the space or more
 LARGE = 32  # pixels a side

@@ -19,8 +19,17 @@ COLORS = [
     *("#777777", "#c0476b", "#008b9a", "#5a8a1c", "#8a6d4f"),
 ]
 MARKS = {  # plotly's names, and the sign in the list of lines
-    **{"circle": "●", "square": "■", "triangle-up": "▲", "triangle-down": "▼", "diamond": "◆", "cross": "✚"},
-    **{"x": "✖", "triangle-left": "◀", "triangle-right": "▶", "star": "★", "hexagon": "⬢"},
+    "circle": "●",
+    "square": "■",
+    "triangle-up": "▲",
+    "triangle-down": "▼",
+    "diamond": "◆",
+    "cross": "✚",
+    "x": "✖",
+    "triangle-left": "◀",
+    "triangle-right": "▶",
+    "star": "★",
+    "hexagon": "⬢",
 }
 DASHES = ["solid", "dash", "dashdot", "dot", "longdash", "longdashdot", "5px,2px"]
 FRONT = "Pareto front"
@@ -170,8 +179,8 @@ def bits_of_a_net(sessions, cells):
         "share of the plane broken": [f"{share:g}" for share in sorted(shares)[::-1]],
     }
     what = (
-        "Accuracy against the broken bit: a line for each way it can fail, and for each repair. A repair gives the same "
-        "at every share, because it cannot know which bits are intact. Dotted: no fault."
+        "Accuracy against the broken bit: a line for each way it can fail, and for each repair. A repair gives the "
+        "same at every share, because it cannot know which bits are intact. Dotted: no fault."
     )
     return Plot("bits", "A net and its repairs", what, choices, figures)
 
@@ -327,7 +336,7 @@ def accuracy_against_memory_added(sessions, cells):
 def _scatter(session, points, cells, x):
     """A figure of marks, a name each, with the line of the Pareto front. points: [(cost, Cell)]."""
     lines = []
-    for cost, cell in points:
+    for cost, cell in sorted(points, key=lambda point: _place(point[1].fault)):
         lines.append(
             {"name": label(cell.fault), "x": [cost], "cells": [cells.number(session, cell)], "only": "markers"}
         )

@@ -38,8 +38,8 @@ def nets_table(sessions, trainings):
     headings += ["σ_val absolute", "σ_val relative", "weight bit errors"]
     headings += [f"bit errors, image bit {bit}" for bit in BITS]
     note = (
-        "In brackets the 95 % interval. Best: the highest of those measured, so chosen on the test images. Cheap repairs "
-        "work as the pixels come, offline ones need the whole image. The last columns: where the net has lost "
+        "In brackets the 95 % interval. Best: the highest of those measured, so chosen on the test images. Cheap "
+        "repairs work as the pixels come, offline ones need the whole image. The last columns: where the net has lost "
         f"{POINTS:g} points, interpolated between the two levels measured on either side; > the highest level measured "
         "where it has not."
     )

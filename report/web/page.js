@@ -32,10 +32,14 @@ document.addEventListener("keydown", (event) => { if (event.key === "Escape") hi
 
 const escaped = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
 
-// the text of a mark: its command is broken before each option
-const hover = (lines) => lines.map((line) => escaped(line).replace(/ --/g, "<br>   --")).join("<br>");
+// the text of a mark, in short lines where the window is narrow
+function hover(lines, width) {
+  const longest = width < NARROW ? 26 : 90; // letters
+  const parts = new RegExp(`.{1,${longest}}(?=[ /]|$)|.{1,${longest}}`, "g");
+  return lines.flatMap((line) => line.match(parts)).map(escaped).join("<br>");
+}
 
-function traceOf(line, figure, off) {
+function traceOf(line, figure, off, width) {
   const { color, mark, dash } = content.styles[line.name];
   const cells = line.cells.map((number) => content.cells[number]);
   const error = { type: "data", symmetric: false, thickness: 1, width: 2, color,
@@ -45,7 +49,8 @@ function traceOf(line, figure, off) {
     ? { x: values, y: line.x, error_x: error, mode: "markers" }
     : { x: line.x, y: values, error_y: line.only === "lines" ? undefined : error, mode: line.only || "lines+markers" };
   return { ...across, type: "scatter", name: escaped(line.name), visible: !off.has(line.name), hoverinfo: "text",
-    text: cells.map((cell) => hover(cell.text)), line: { color, dash, width: 1.5 },
+    text: cells.map((cell) => hover(cell.text, width)),
+    line: { color, dash, width: 1.5, shape: line.only === "lines" ? "hv" : "linear" },
     marker: { color, symbol: mark, size: 8 } };
 }
 
@@ -103,9 +108,10 @@ class Plot {
     this.listLines();
     this.drawing.style.height = "auto";
     const off = this.off();
-    Plotly.react(this.drawing, this.figure.lines.map((line) => traceOf(line, this.figure, off)),
-      layoutOf(this.figure, this.drawing.clientWidth), { responsive: true, displaylogo: false,
-        modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d"] });
+    const figure = this.figure;
+    const width = this.drawing.clientWidth;
+    Plotly.react(this.drawing, figure.lines.map((line) => traceOf(line, figure, off, width)), layoutOf(figure, width), {
+      responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d"] });
   }
 
   off() {
@@ -197,7 +203,7 @@ function showPictures(changed) {
   const repair = versions.findIndex((version) => version.name === choose("repair").value);
   const shown = { clean: [0], faulty: [1], repaired: [repair], lost: [0, 1], left: [0, repair] };
   for (const [name, numbers] of Object.entries(shown)) drawVersion(name, numbers, strip, versions, image.label, bit);
-  picture.querySelector("[data-show=session]").textContent = `The net: ${set.session}.`;
+  picture.querySelector("[data-show=session]").textContent = `The net: ${set.session}. Bits read as in run 0 of its sweep.`;
 }
 
 // one version, or the difference of two: they lie in one strip, from top to bottom
