@@ -89,6 +89,7 @@ from report import (
     write_plots,
     write_rows,
 )
+from report.page import write_page
 
 SESS = ["cifar10_smaller"]  # names of checkpoints
 SEED = [11111]  # seeds of the checkpoints
@@ -620,9 +621,11 @@ def sweep(args, processes):
         measure_missing(sessions, possible_faults(args, sessions), processes)
         processes.wait()
         if processes.rank == 0:
-            write_up(sessions)
+            changed = write_up(sessions)
             for session in sessions if args.critical else []:
                 session.search(args.runs, processes.print)
+            if changed:
+                print(f"{write_page(as_path(args.results), args.data, args.workers)[0]}: all sessions")
 
 
 def possible_faults(args, sessions):
@@ -700,7 +703,11 @@ def compared_with(session, sessions):
 
 
 def write_up(sessions):
-    """Write sweep.csv, sorted, tables.md, summary.json and plots of each session that has changed or lacks them."""
+    """Write sweep.csv, sorted, tables.md, summary.json and plots of each session that has changed or lacks them.
+
+    Returns True if there was one.
+    """
+    written = False
     for session in sessions:
         own, others = session.rows(), compared_with(session, sessions)
         if not session.changed and last_compared(session) == list(others):
@@ -719,6 +726,8 @@ def write_up(sessions):
             session.test_set.state_of,
         )
         print(f"{session.folder}: sweep.csv, tables.md, summary.json, plots")
+        written = True
+    return written
 
 
 def main():

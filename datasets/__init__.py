@@ -10,12 +10,16 @@ from common import UserError, as_path
 from datasets import cifar, folders, tiny_imagenet
 from datasets.demo import Demo
 
+TINY_IMAGENET = "tiny-imagenet-200"  # its folder
+
 
 class DataSet(NamedTuple):
     title: str
     read: Callable  # (root, train, workers) -> uint8 array N×H×W×3, N labels
     classes: int | None = None  # None: as many as the training images have
     net: str | None = None  # key of models.TOPOLOGIES; None: the first one for images of this size
+    names: Callable | None = None  # root -> the classes' names by label; None: they have none
+    place: str | None = None  # in the root, there if the data set is; None: not to be told from its name
 
 
 def _read_cifar(kind):
@@ -26,15 +30,26 @@ def _read_cifar(kind):
     return read
 
 
+def _cifar_names(kind):
+    """The fields `names` and `place` of a row."""
+    return lambda root: kind(root, train=False).classes, f"{kind.base_folder}/{kind.meta['filename']}"
+
+
 def _read_tiny_imagenet(root, train, workers):
-    return tiny_imagenet.read(root / "tiny-imagenet-200", train, workers)
+    return tiny_imagenet.read(root / TINY_IMAGENET, train, workers)
+
+
+def _tiny_imagenet_names(root):
+    return tiny_imagenet.names(root / TINY_IMAGENET)
 
 
 DATASETS = {
-    "cifar10": DataSet("CIFAR-10", _read_cifar(cifar.CIFAR10), 10, "cifar_smaller"),
-    "cifar100": DataSet("CIFAR-100", _read_cifar(cifar.CIFAR100), 100, "cifar_smaller"),
-    "tiny_imagenet": DataSet("Tiny-ImageNet", _read_tiny_imagenet, 200, "tiny_imagenet_smaller"),
-    "demo": DataSet("demo set", _read_cifar(Demo), 10, "cifar_smaller"),
+    "cifar10": DataSet("CIFAR-10", _read_cifar(cifar.CIFAR10), 10, "cifar_smaller", *_cifar_names(cifar.CIFAR10)),
+    "cifar100": DataSet("CIFAR-100", _read_cifar(cifar.CIFAR100), 100, "cifar_smaller", *_cifar_names(cifar.CIFAR100)),
+    "tiny_imagenet": DataSet(
+        "Tiny-ImageNet", _read_tiny_imagenet, 200, "tiny_imagenet_smaller", _tiny_imagenet_names, TINY_IMAGENET
+    ),
+    "demo": DataSet("demo set", _read_cifar(Demo), 10, "cifar_smaller", *_cifar_names(Demo)),
     "folder": DataSet("class folders", folders.read),
 }
 
@@ -47,6 +62,18 @@ def read_images(name, root, train, workers=1):
     """
     images, labels = DATASETS[name].read(as_path(root), train, workers)
     return to_tensor(images), torch.tensor(labels, dtype=torch.int64)
+
+
+def at_hand(name, root):
+    """True if a data set is there to be read, without a download. root: as for read_images."""
+    place = DATASETS[name].place
+    return place is not None and (as_path(root) / place).exists()
+
+
+def class_names(name, root):
+    """The names of a data set's classes, by label; of one without names "class 0" and so on. root: as read_images."""
+    names = DATASETS[name].names
+    return names(as_path(root)) if names else [f"class {label}" for label in range(DATASETS[name].classes or 0)]
 
 
 def to_tensor(images):

@@ -20,6 +20,21 @@ def _images_of(place):
     return own
 
 
+def _inside(folder):
+    """The folder, or the one of the same name inside it that holds the images."""
+    inner = folder / folder.name
+    return inner if not (folder / "train").is_dir() and (inner / "train").is_dir() else folder
+
+
+def names(folder):
+    """The first name of each class in words.txt, by sorted wnid; the wnid itself where there is none."""
+    folder = _inside(folder)
+    words = folder / "words.txt"
+    lines = words.read_text("utf-8", "replace").splitlines() if words.is_file() else []
+    found = dict(line.split("\t", 1) for line in lines if "\t" in line)
+    return [found.get(wnid, wnid).split(",")[0] for wnid in class_names(folder / "train")]
+
+
 def read(folder, train, workers):
     """The training or validation images: uint8 N×64×64×3, and their labels, int64 N, by sorted wnid.
 
@@ -27,8 +42,7 @@ def read(folder, train, workers):
     in a folder of the same name inside `folder`. A line says where images are missing. UserError if a folder is missing
     or not sorted into classes, a class is empty, or an image cannot be decoded.
     """
-    if not (folder / "train").is_dir() and (folder / folder.name / "train").is_dir():
-        folder = folder / folder.name
+    folder = _inside(folder)
     split = "train" if train else "val"
     for name in ("train", split):
         if not (folder / name).is_dir():

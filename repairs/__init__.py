@@ -2,7 +2,7 @@
 
 from repairs.apply import with_fault
 from repairs.codes import PROTECTIONS
-from repairs.learned import learned_state, made_by, made_by_cells
+from repairs.learned import is_learned, learned_state, made_by, made_by_cells
 from repairs.protected import with_protection
 from repairs.table import (
     REPAIRS,

@@ -13,6 +13,18 @@ from repairs.table import REPAIRS
 FOLDER = Path("checkpoint/repairs")
 
 
+def _path_of(repair, bit, dataset, images_digest):
+    learn = REPAIRS[repair].learn
+    repair = next(name for name, row in REPAIRS.items() if row.learn is learn)  # repairs with one `learn` share a file
+    learned_by = digest(images_digest.encode(), code_digest(learn).encode())[:8]
+    return FOLDER / f"{dataset}_{repair}_{bit}_{learned_by}.pt"
+
+
+def is_learned(repair, bit, dataset, images_digest):
+    """True if a repair learns nothing, or learned_state would find what it has learned. Arguments: as there."""
+    return REPAIRS[repair].learn is None or _path_of(repair, bit, dataset, images_digest).is_file()
+
+
 def learned_state(repair, bit, dataset, images_digest, training_images):
     """The state that a repair learns for a broken bit from the training images of a data set; None if it learns none.
 
@@ -23,9 +35,7 @@ def learned_state(repair, bit, dataset, images_digest, training_images):
     learn = REPAIRS[repair].learn
     if learn is None:
         return None
-    repair = next(name for name, row in REPAIRS.items() if row.learn is learn)  # repairs with one `learn` share a file
-    learned_by = digest(images_digest.encode(), code_digest(learn).encode())[:8]
-    path = FOLDER / f"{dataset}_{repair}_{bit}_{learned_by}.pt"
+    path = _path_of(repair, bit, dataset, images_digest)
     if not path.is_file():
         images = training_images()
         print(f"{path}: '{repair}' learns bit {bit} from training images of {dataset}, once", flush=True)

@@ -131,15 +131,20 @@ LATER = (
 )  # columns that older files do not have
 
 
+def lines_of(path):
+    """The lines of a file in UTF-8 or, with its mark at the beginning, UTF-16."""
+    data = path.read_bytes()
+    text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig", "replace")
+    return text.splitlines()
+
+
 def read_rows(path):
     """(rows of a sweep.csv, [(number, text)] of its damaged lines, such as one cut short by a crash).
 
     Also reads a file that a spreadsheet has saved: other quotes and spellings of numbers, `;` with decimal commas.
     OtherVersion if the columns are not those of a sweep.csv.
     """
-    data = path.read_bytes()
-    text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig", "replace")
-    header, *lines = text.splitlines() or [""]
+    header, *lines = lines_of(path) or [""]
     if HEADER.startswith(header):  # a crash right at its beginning
         header = HEADER
     delimiter = max(",;\t", key=header.count)

@@ -143,7 +143,7 @@ def _table(title, corner, faults, row_label, field, figure="mean"):
     return Table(title, [corner, *headings], rows)
 
 
-def _own(summary, field):
+def cell_text(summary, field):
     """The text of a cell in a table of one session."""
     if field == "flipped":
         return f"{100 * (summary.flipped or 0):.3f}"
@@ -186,7 +186,7 @@ def _markdown(summaries, others=None):
                 if fault not in summaries or (others is not None and fault not in others):
                     texts.append("–")
                 elif others is None:
-                    texts.append(_own(summaries[fault], field))
+                    texts.append(cell_text(summaries[fault], field))
                 else:
                     texts.append(_compared(summaries[fault], others[fault], field))
             yield "| " + " | ".join(texts) + " |"
