@@ -9,7 +9,7 @@ import numpy as np
 from common import UserError
 from faults.fault import MEMORIES
 
-RARE = 1 / 256  # cells with a u below this are drawn by count and place
+RARE = 1 / 64  # cells with a u below this are drawn by count and place
 
 
 def broken_cells(level, count, key):
@@ -22,16 +22,17 @@ def broken_cells(level, count, key):
     if level == 1:
         return np.arange(count)
     generator = np.random.default_rng(key)
-    places = generator.choice(count, generator.binomial(count, RARE), replace=False, shuffle=False)
+    rare = generator.choice(count, generator.binomial(count, RARE), replace=False, shuffle=False)
     if level <= RARE:
-        return np.sort(places[generator.random(len(places)) * RARE < level])
+        return np.sort(rare[generator.random(len(rare)) * RARE < level])
     whole, part = divmod(256 * (level - RARE) / (1 - RARE), 1)
     steps = np.frombuffer(generator.bytes(count), np.uint8)
-    broken = steps < whole
-    same = np.flatnonzero(steps == whole)
-    broken[same] = generator.random(len(same)) < part
-    broken[places] = True
-    return np.flatnonzero(broken)
+    cells = np.flatnonzero(steps <= whole)
+    same = steps[cells] == whole
+    below = ~same
+    below[same] = generator.random(np.count_nonzero(same)) < part
+    below[np.isin(cells, rare, assume_unique=True, kind="table")] = False
+    return np.sort(np.concatenate([cells[below], np.sort(rare)]), kind="stable")
 
 
 def broken_in(fault, level, count, key):

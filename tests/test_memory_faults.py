@@ -35,7 +35,7 @@ from models.folded import Folded
 from repairs import with_fault, with_repair
 from report import read_rows
 
-LEVELS = (0, 1e-4, 1e-3, 1 / 256, 0.004, 0.01, 0.1, 0.1001, 0.5, 0.99, 1)
+LEVELS = (0, 1e-4, 1e-3, 1 / 64, 0.016, 0.02, 0.1, 0.1001, 0.5, 0.99, 1)
 
 
 def image_fault(kind="inverted", level=0.1, planes="7+6+5+4+3+2+1+0", persistent=False, **rest):
