@@ -1,7 +1,6 @@
 """page.py: its figures against the csv module and arithmetic by hand, and what it does in a browser."""
 
 import csv
-import io
 import json
 import math
 import random
@@ -14,7 +13,6 @@ from pathlib import Path
 import pytest
 
 import page
-from common import UserError
 from faults import Fault
 from report.page import write_page
 from report.page_plots import pareto_front, plots_of
@@ -48,7 +46,7 @@ def mean_of(rows):
 
 
 class Tables(HTMLParser):
-    """The tables of a page: .tables is {id of its div: [[text of a cell, …], …]}; .titles has their title attributes."""
+    """The tables of a page: .tables is {id of its div: [[text of a cell, …], …]}; .titles: their title attributes."""
 
     def __init__(self, text):
         super().__init__()
