@@ -3,7 +3,7 @@
     from CIFARDataset import CIFAR10
     image, label = CIFAR10("data", mem_fault="repaired_n", train=False, faulty_bit=5)[0]
 
-A drop-in replacement for torchvision's classes of the same names: same files, same arguments and four more.
+A drop-in replacement for torchvision's classes of the same names: same files, same arguments and five more.
 """
 
 import torch
@@ -13,7 +13,7 @@ from torchvision.transforms.functional import pil_to_tensor
 from common import UserError, digest
 from datasets import cifar, to_tensor
 from faults import break_images, image_bits
-from repairs import REPAIRS, fault_of, learned_state, repaired
+from repairs import REPAIRS, fault_of, learned_state, repaired, with_fault
 
 FAULTY_BIT = 6  # 0 (LSB) to 7 (MSB)
 NEIGHBOR_OFFSET = -1  # repaired_n takes the bit at FAULTY_BIT + NEIGHBOR_OFFSET
@@ -33,13 +33,16 @@ class _WithFault:
         faulty_bit=None,
         neighbor_offset=None,
         seed=0,
+        fault=None,
     ):
         self.seed = seed
-        self.fault = fault_of(
+        self.fault = fault or fault_of(
             mem_fault,
             FAULTY_BIT if faulty_bit is None else faulty_bit,
             NEIGHBOR_OFFSET if neighbor_offset is None else neighbor_offset,
         )
+        if self.fault.memory not in (None, "image"):
+            raise UserError(f"a data set has no {self.fault.memory} memory: break cells of the image memory")
         super().__init__(root, train, transform, target_transform, download)
         self.state = None
         if self.fault.repair and REPAIRS[self.fault.repair].learn:
@@ -54,6 +57,8 @@ class _WithFault:
         if self.target_transform is not None:
             label = self.target_transform(label)
         image = _to_uint8(image)  # 3×H×W
+        if self.fault.cells:
+            return with_fault(image[None], self.fault, self.seed, numbers=[index])[0].float() / 255, label
         image = break_images(self.fault, image, lambda shape: image_bits(self.seed, [index], shape)[0])
         return repaired(self.fault, image, self.state).float() / 255, label
 
@@ -69,6 +74,8 @@ class CIFAR10(_WithFault, cifar.CIFAR10):
         learns does so from the training images, and stores what it has learned in checkpoint/repairs/.
     download: fetch the files if they are not there.
     faulty_bit, neighbor_offset: None for FAULTY_BIT, NEIGHBOR_OFFSET of this module.
+    fault: in place of mem_fault and what belongs to it, a Fault of cells of the image memory, such as
+        faults.fault_of_cells(Cells("image"), "inverted", 0.01), with or without repairs.with_repair.
     seed: what a broken bit reads depends on (seed, index) alone; change `dataset.seed` for a fresh draw.
 
     Official files are recognised by their checksums. Others with the right structure are used after one warning;

@@ -9,37 +9,19 @@ the optimiser's state are left out. A packed net can be evaluated, exported, and
 `train_smaller.py --train --pretrained FILE`. It cannot be resumed, and cannot be tested with noise on latent weights.
 """
 
-from hashlib import sha256
-
 import torch
 
-from common import Parser, UserError, run, within, write_text, written_whole
-from datasets import DATASETS, read_images
-from engine import EvalBatches, checkpoints, evaluate
-from models.folded import Folded
+from common import Parser, UserError, run, within
+from datasets import read_images
+from engine import EvalBatches, checkpoints, pack
 
 SESS = "cifar10_smaller"
 SEED = 11111
 DATA = "data"  # folder of all data sets
 
 
-def describe(path, state, score, about):
-    """The text of the file that describes a packed checkpoint."""
-    options = state["options"]
-    return (
-        f"file      {path.name}\n"
-        f"sha256    {sha256(path.read_bytes()).hexdigest()}\n"
-        f"data set  {DATASETS[options['dataset']].title}\n"
-        f"accuracy  {score.top1:.3f} % top-1, {score.top5:.3f} % top-5 on {score.n} test images, "
-        f"after epoch {state['epoch']}\n"
-        f"recipe    {' '.join(f'{key}={value}' for key, value in options.items())}\n"
-        f"about     {about}\n"
-        f"packed from a checkpoint whose sha256 begins with {state['packed_from']}\n"
-    )
-
-
-def pack(sess, seed, data, about):
-    """Write the packed file of a checkpoint and the text that describes it. Returns the text."""
+def pack_session(sess, seed, data, about):
+    """Pack the checkpoint of a session and seed. Returns the text that describes it."""
     source, path = checkpoints.path_of(sess, seed), checkpoints.packed_path_of(sess, seed)
     dataset, net, state = checkpoints.load_net(source)
     if "options" not in state:
@@ -48,17 +30,7 @@ def pack(sess, seed, data, about):
         )
     images, labels = read_images(dataset, data, False)
     checkpoints.check_fits(source, net, images, labels)
-    batches = EvalBatches(images, labels, torch.device("cpu"))
-    score = evaluate(Folded(net), batches)
-    packed = checkpoints.pack(net, state, source.read_bytes())
-    with written_whole(path) as partial:
-        checkpoints.write(partial, packed)
-        _, again, _ = checkpoints.load_net(partial)
-        if evaluate(Folded(again), batches) != score:
-            raise UserError(f"{path} is not written: packed, the net does not score as before")
-    text = describe(path, packed, score, about)
-    write_text(path.with_suffix(".txt"), text)
-    return text
+    return pack(source, path, EvalBatches(images, labels, torch.device("cpu")), "test", about)
 
 
 def main():
@@ -68,7 +40,7 @@ def main():
     parser.add_argument("--data", default=DATA, help="folder of all data sets, default %(default)s")
     parser.add_argument("--about", default="", help="a line for the text file: which copy of the data, which hardware")
     args = parser.parse_args()
-    print(pack(args.sess, args.seed, args.data, args.about), end="")
+    print(pack_session(args.sess, args.seed, args.data, args.about), end="")
 
 
 if __name__ == "__main__":

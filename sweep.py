@@ -9,13 +9,16 @@ Each row of sweep.csv is written as soon as it is measured. After an interruptio
 is missing. Rows for other bits, rates or runs are added to those that are there.
 """
 
+import io
 import math
 import os
 import sys
-from argparse import BooleanOptionalAction
+from argparse import ArgumentTypeError, BooleanOptionalAction
 from contextlib import ExitStack
 from functools import cache, lru_cache
+from itertools import product
 
+import numpy as np
 import torch
 
 import CIFARDataset
@@ -30,22 +33,58 @@ from common import (
     locked,
     run,
     within,
+    write_bytes,
     write_text,
 )
 from datasets import read_images
 from engine import EvalBatches, Processes, checkpoints, measure, state_of, training_digest
-from faults import MSB, NO_FAULT, NOISE_KINDS, WEIGHT_KINDS, Fault, faulty_images, faulty_weights, get_bit
+from engine.critical import random_flips, worst_flips
+from faults import (
+    MEMORIES,
+    MSB,
+    NO_FAULT,
+    NOISE_KINDS,
+    READINGS,
+    Cells,
+    Fault,
+    check_layers,
+    fault_of_cells,
+    faulty_weights,
+    get_bit,
+    memory_size,
+    misread_activations,
+    misread_thresholds,
+    misread_weights,
+    planes_of,
+)
 from models.folded import Folded
-from repairs import REPAIRS, made_by, repaired
+from repairs import (
+    PROTECTIONS,
+    REPAIRS,
+    ImpossibleRepair,
+    made_by,
+    made_by_cells,
+    with_fault,
+    with_protection,
+    with_repair,
+)
 from report import (
     OtherVersion,
+    changes,
     compared_names,
+    confusion,
+    draw_critical,
     fault_in,
+    flips_needed,
     markdown,
+    mcnemar,
+    name_of,
+    read_critical,
     read_rows,
     row_of,
     summary_json,
     to_line,
+    write_critical,
     write_pictures,
     write_plots,
     write_rows,
@@ -64,6 +103,11 @@ RATE = [1e-4, 1e-3, 1e-2, 0.1, 0.3, 1]  # shares of a plane's bits that are brok
 RATE_BITS = [7, 6, 5]
 SIGMA = [0, 0.2, 0.4, 0.6, 0.8, 1.0]  # sigma_val of weight noise; its standard deviation is sigma_val²
 FLIP = [1e-4, 1e-3, 1e-2, 0.02, 0.05, 0.1]  # probabilities that a binary weight flips
+BER = [1e-4, 1e-3, 1e-2, 0.1]  # bit error rates of the memories in --memory
+READING = ["inverted"]  # what broken cells of these memories read
+SEARCHED = 1000  # training images whose loss the search of --critical raises
+MOST_FLIPS = 20_000  # flipped signs at which that search ends in any case
+FLAGGED = "median"  # repair of the bytes that a code flags
 RUNS = 10  # of each random fault; run r draws with seed + r
 LINE = 50  # faults per line of progress, if there is no terminal for a progress bar
 WORKERS = os.cpu_count()  # threads that decode images, on first use
@@ -88,11 +132,13 @@ def parse():
     parser.add_argument("--results", default=RESULTS, help="folder to write into, default %(default)s")
     parser.add_argument("--replace", action="store_true", help="move results of another checkpoint to <folder>.old")
 
-    bit, share = within(int, 0, MSB), within(float, 0, 1)
+    bit, share = bit_or_planes, within(float, 0, 1)
     group = parser.add_argument_group(
         "what to measure: if any is given, only the given ones (an option without a value: nothing of that kind)"
     )
-    group.add_argument("--bits", nargs="*", type=bit, help=f"broken bits, default {listed(BITS)}")
+    group.add_argument(
+        "--bits", nargs="*", type=bit, help=f"broken bits, such as 7, or several at once, 7+6; default {listed(BITS)}"
+    )
     group.add_argument("--repair", nargs="*", choices=REPAIRS, help=f"default {listed(REPAIR)}")
     group.add_argument("--rate", nargs="*", type=share, help=f"shares of a plane broken, default {listed(RATE)}")
     group.add_argument(
@@ -106,6 +152,14 @@ def parse():
         "--runs", type=within(int, 1, 10_000), default=RUNS, help="runs of each random fault, default %(default)s"
     )
 
+    group.add_argument(
+        "--critical",
+        action="store_true",
+        help="weights of one layer at a time, and a search for few signs whose flips bring the net to chance",
+    )
+    group.add_argument("--memory", nargs="*", choices=MEMORIES, default=[], help="memories whose cells break")
+    add_cell_options(parser.add_argument_group("cells of these memories"), share)
+
     group = parser.add_argument_group("machine")
     group.add_argument(
         "--workers", type=within(int, 1, 1000), default=WORKERS, help="decoding threads, default %(default)s"
@@ -116,13 +170,71 @@ def parse():
     return fill_defaults(parser.parse_args())
 
 
+def add_cell_options(group, share):
+    group.add_argument("--ber", nargs="+", type=share, help=f"bit error rates, default {listed(BER)}")
+    group.add_argument("--reading", nargs="+", choices=READINGS, help=f"what they read, default {listed(READING)}")
+    group.add_argument("--p01", type=share, help="asymmetric: probability that a broken cell reads 1 for 0")
+    group.add_argument("--p10", type=share, help="asymmetric: probability that it reads 0 for 1")
+    group.add_argument(
+        "--cells",
+        nargs="+",
+        choices=("persistent", "transient"),
+        help="the same cells for all images, or anew for each; default both; for --rate: transient",
+    )
+    group.add_argument(
+        "--layers", nargs="+", help="layers that break together, such as conv1 fc2; each: one at a time; default all"
+    )
+    group.add_argument("--lines", nargs="+", choices=("row", "column"), help="whole rows or columns of --array break")
+    group.add_argument(
+        "--protection",
+        nargs="+",
+        choices=PROTECTIONS,
+        help=f"of the image memory; bytes that a code flags are mended by --repair, default {FLAGGED}",
+    )
+    group.add_argument("--array", type=array_size, help="its size in cells, such as 512x64: rows and columns")
+
+
+def bit_or_planes(text):
+    """An argparse type: a bit as int, or several as the planes of Cells."""
+    if "+" not in text and "@" not in text:
+        return within(int, 0, MSB)(text)
+    try:
+        return planes_of(text)
+    except UserError as error:
+        raise ArgumentTypeError(error) from None
+
+
+def array_size(text):
+    """An argparse type: rows and columns of an array, such as 512x64."""
+    try:
+        rows, columns = (int(size) for size in text.split("x"))
+        if rows < 1 or columns < 1:
+            raise ValueError
+    except ValueError:
+        raise ArgumentTypeError(f"{text!r} is no size such as 512x64: rows and columns of the array") from None
+    return rows, columns
+
+
 def fill_defaults(args):
     """Fill in the options that are left out: with defaults if no kind is given; else kinds not given are empty.
 
-    `--repair X` alone is every bit repaired by X; `--bits B` alone is that bit unrepaired and by every repair.
+    `--repair X` alone is every bit repaired by X; `--bits B` alone is that bit unrepaired and by every repair. With
+    --memory, --repair is for the image memory.
     """
-    named = any(getattr(args, name) is not None for name in ("bits", "repair", "rate", "rate_bits", "sigma", "flip"))
-    planes, rates = args.bits is not None or args.repair is not None, args.rate or args.rate_bits is not None
+    if args.critical and not args.memory:
+        args.memory, args.layers = ["weights"], args.layers or ["each"]
+    of_cells = [
+        name
+        for name in ("ber", "reading", "p01", "p10", "layers", "lines", "array", "protection")
+        if getattr(args, name)
+    ]
+    if of_cells and not args.memory:
+        raise UserError(f"--{of_cells[0]} is for --memory: name the memories whose cells break")
+    named = bool(args.memory)
+    named |= any(getattr(args, name) is not None for name in ("bits", "repair", "rate", "rate_bits", "sigma", "flip"))
+    args.mends = args.repair if args.memory and args.repair else []
+    planes = args.bits is not None or (args.repair is not None and not args.memory)
+    rates = args.rate or args.rate_bits is not None
     args.unrepaired = not named or args.bits is not None
     if args.bits is None:
         args.bits = BITS if planes or not named else []
@@ -139,35 +251,132 @@ def fill_defaults(args):
     return args
 
 
-def wanted_faults(args):
-    """The Faults that the options ask to measure, each once. A rate, sigma or probability of 0 is no fault."""
+def wanted_faults(args, layers=((),)):
+    """The Faults that the options ask to measure, each once. A rate, sigma or probability of 0 is no fault.
+
+    layers: the sets of layers whose cells break, for the memories that have layers.
+    """
     runs = range(args.runs)
     faults = [NO_FAULT]
     for bit in args.bits:
-        if args.unrepaired:
-            faults += [Fault("random", bit, level=1.0, run=run) for run in runs]
-            faults += [Fault(kind, bit, level=1.0) for kind in ("stuck_at_0", "stuck_at_1")]
-        for repair in args.repair:
-            if bit not in REPAIRS[repair].cannot:
-                sources = REPAIRS[repair].sources or [None]
-                faults += [Fault("random", bit, repair, source, 1.0) for source in sources if source != bit]
+        faults += whole_planes(bit, args) if isinstance(bit, int) else several_planes(bit, args)
     faults += [
-        Fault("random", bit, level=rate, run=run) for bit in args.rate_bits for rate in args.rate for run in runs
+        fault_of_cells(Cells("image", planes=planes_in(bit), persistent=kept == "persistent"), "random", rate, run)
+        for bit in args.rate_bits
+        for rate in args.rate
+        for kept in args.cells or ["transient"]
+        for run in runs
     ]
     for kind, levels in (("noise", args.sigma), ("noise_relative", args.sigma), ("flips", args.flip)):
         faults += [Fault(kind, level=level, run=run) for level in levels for run in runs]
+    for memory in args.memory:
+        faults += faults_of_memory(memory, args, layers if memory != "image" else [()])
     return list(dict.fromkeys(fault for fault in faults if fault.level != 0))
 
 
-def same_bits(clean, images, bit):
-    """Share of values, 0 to 1, whose bit equals that of the clean images."""
-    return round((get_bit(clean, bit) == get_bit(images, bit)).double().mean().item(), 6)
+def planes_in(bit):
+    """The planes of Cells that one bit, or several, are."""
+    return ((bit, 1.0),) if isinstance(bit, int) else bit
+
+
+def whole_planes(bit, args):
+    """The faults of one broken plane, unrepaired and with the repairs that mend it."""
+    faults = []
+    if args.unrepaired:
+        faults += [Fault("random", bit, level=1.0, run=run) for run in range(args.runs)]
+        faults += [Fault(kind, bit, level=1.0) for kind in ("stuck_at_0", "stuck_at_1")]
+    for repair in args.repair:
+        if bit not in REPAIRS[repair].cannot:
+            sources = REPAIRS[repair].sources or [None]
+            faults += [Fault("random", bit, repair, source, 1.0) for source in sources if source != bit]
+    return faults
+
+
+def several_planes(planes, args):
+    """The same for several planes at once, each broken with its share as probability, anew for each image."""
+    cells = Cells("image", planes=planes, persistent=False)
+    faults = []
+    if args.unrepaired:
+        faults += [fault_of_cells(cells, "random", 1.0, run) for run in range(args.runs)]
+        faults += [fault_of_cells(cells, kind, 1.0) for kind in ("stuck_at_0", "stuck_at_1")]
+    return faults + mended(fault_of_cells(cells, "random", 1.0), args.repair)
+
+
+def faults_of_memory(memory, args, layers):
+    """The faults of the cells of one memory, at every bit error rate and run; of images with the repairs asked for."""
+    if args.lines is None and args.array is not None:
+        raise UserError("--array is for --lines: name rows or columns")
+    can = ("persistent", "transient") if memory in ("image", "activations") else ("persistent",)
+    kept = [each for each in args.cells or can if each in can]
+    if not kept:
+        raise UserError(f"{memory} are read into the net once: their cells are persistent, not transient")
+    faults = []
+    for names, each, lines in product(layers, kept, args.lines or [None]):
+        cells = Cells(memory, names, persistent=each == "persistent", lines=lines, array=args.array if lines else None)
+        for reading, level, number in product(args.reading or READING, args.ber or BER, range(args.runs)):
+            asymmetry = (args.p01, args.p10) if reading == "asymmetric" else (None, None)
+            fault = fault_of_cells(cells, reading, level, number, *asymmetry)
+            faults.append(fault)
+            if memory == "image" and args.mends and cells.persistent:
+                faults += mended(fault, args.mends, known=True)
+            if memory == "image" and args.protection:
+                faults += under_protection(fault, args.protection, args.mends or [FLAGGED])
+    return faults
+
+
+def under_protection(fault, protections, repairs):
+    """A fault of cells of the image memory under each protection that can be; with the repairs of what it flags."""
+    faults = []
+    for name in protections:
+        for repair in repairs if PROTECTIONS[name].detects else [None]:
+            if fault.cells.persistent or not PROTECTIONS[name].rotates:
+                faults.append(with_protection(fault, name, repair))
+    return faults
+
+
+def mended(fault, repairs, known=False):
+    """A fault of cells of the image memory with each of the repairs that can mend it. UserError if none can."""
+    faults, refused = [], None
+    for repair in repairs:
+        for source in REPAIRS[repair].sources or [None]:
+            try:
+                faults.append(with_repair(fault, repair, source, known))
+            except ImpossibleRepair as error:
+                refused = error
+    if refused and not faults:
+        raise refused
+    return faults
+
+
+def sets_of_layers(args, sessions):
+    """The sets of layers that break together: those of --layers; with `each`, every layer of the nets for itself."""
+    names = {tuple(session.net.layer_names()) for session in sessions}
+    if args.layers is None:
+        return [()]
+    if args.layers != ["each"]:
+        return [tuple(args.layers)]
+    if len(names) > 1:
+        raise UserError("--layers each is for nets of the same layers: sweep the sessions one after another")
+    return [(name,) for name in names.pop()]
+
+
+def same_bits(clean, images, bits):
+    """Share of the bits at these places, 0 to 1, that equal those of the clean images."""
+    shares = [(get_bit(clean, bit) == get_bit(images, bit)).double().mean().item() for bit in bits]
+    return round(sum(shares) / len(shares), 6)
 
 
 def psnr(clean, images):
     """Peak signal-to-noise ratio over all values of all images, dB; None if nothing differs."""
     errors = sum(((a.int() - b.int()) ** 2).sum().item() for a, b in zip(clean.split(1000), images.split(1000)))
     return round(10 * math.log10(255**2 * clean.numel() / errors), 4) if errors else None
+
+
+MISREAD = {
+    "weights": misread_weights,
+    "activations": misread_activations,
+    "thresholds": misread_thresholds,
+}  # what applies a fault of cells to a memory of the net
 
 
 class TestSet:
@@ -178,25 +387,27 @@ class TestSet:
         self.images, self.labels = read_images(dataset, args.data, False, args.workers)
         self.digest = digest(self.images, self.labels)
         self.state_of = cache(lambda fault: state_of(fault, *self.where))
-        self.code_of = cache(self._code_of)
+        self.code_of = cache(lambda digest_of, *arguments: digest_of(*arguments))
         self.under = lru_cache(1)(self._under)  # keeps one fault: all sessions measure it before the next fault
 
     def made_by(self, fault):
         """A digest of what determines a fault's results besides net and test images; None for no fault."""
-        return None if fault.kind == "none" else self.code_of(fault.kind in WEIGHT_KINDS, fault.repair)
-
-    def _code_of(self, of_weights, repair):
-        if of_weights:
-            return code_digest(faulty_weights)
-        learns = repair and REPAIRS[repair].learn
-        return made_by(repair, training_digest(*self.where) if learns else "")
+        if fault.kind == "none":
+            return None
+        if fault.cells and fault.memory == "image":
+            return self.code_of(made_by_cells, fault.repair, fault.protection, fault.known)
+        if fault.memory == "image":
+            learns = fault.repair and REPAIRS[fault.repair].learn
+            return self.code_of(made_by, fault.repair, training_digest(*self.where) if learns else "")
+        return self.code_of(code_digest, MISREAD[fault.memory] if fault.cells else faulty_weights)
 
     def _under(self, fault, seed):
         """(images after a fault and its repair, {column: value} of its row: recovered bits and PSNR)."""
-        images = repaired(fault, faulty_images(fault, self.images, seed), self.state_of(fault))
-        if fault.bit is None:
+        images = with_fault(self.images, fault, seed, self.state_of(fault))
+        if fault.memory != "image":
             return images, {}
-        return images, {"recovered": same_bits(self.images, images, fault.bit), "psnr": psnr(self.images, images)}
+        bits = [fault.bit] if fault.bit is not None else [bit for bit, _ in fault.cells.planes]
+        return images, {"recovered": same_bits(self.images, images, bits), "psnr": psnr(self.images, images)}
 
 
 class Session:
@@ -226,6 +437,7 @@ class Session:
         self.folder = as_path(args.results) / self.name
         if self.images_differ():
             self.folder = self.folder.with_name(f"{self.name}_{self.what['images']}")
+        self.predictions = {}  # {fault without a repair: predicted classes}
         self.changed = False  # True if its sweep.csv has changed since the tables were written
 
     def checkpoint_digest(self, state):
@@ -313,15 +525,81 @@ class Session:
     def rows(self):
         return read_rows(self.csv)[0]
 
-    def measure(self, fault):
-        """Measure a fault. Returns its row."""
+    def evaluate(self, fault):
+        """(what is Measured under a fault, {column: value} of the quality of its images)."""
         seed = self.seed + fault.run
-        # one seed for all sessions: no repair depends on what broken bits read
-        images, quality = self.test_set.under(fault, 0 if fault.repair else seed)
+        # one seed for all sessions: no repair of a whole plane depends on what broken bits read
+        images, quality = self.test_set.under(fault, 0 if fault.repair and not fault.cells else seed)
         batches = EvalBatches(images, self.test_set.labels, next(self.net.parameters()).device)
-        score, flipped = measure(fault, self.net, self.tester, batches, seed)
-        made = self.test_set.made_by(fault)
-        return row_of(fault, score, **self.what, run_seed=seed, made_by=made, flipped=flipped, **quality)
+        return measure(fault, self.net, self.tester, batches, seed), quality
+
+    def predicted(self, fault):
+        """The predicted classes under a fault without a repair, int64 N."""
+        if fault not in self.predictions:
+            self.predictions[fault] = self.evaluate(fault)[0].predicted.short()
+        return self.predictions[fault].long()
+
+    def measure(self, fault):
+        """Measure a fault, and write its confusion matrix. Returns its row."""
+        measured, quality = self.evaluate(fault)
+        labels, predicted = self.test_set.labels, measured.predicted
+        if without_repair(fault) == fault:
+            self.predictions[fault] = predicted.short()
+        else:
+            quality["mcnemar"] = mcnemar(labels, self.predicted(without_repair(fault)), predicted)
+        self.write_confusion(fault, confusion(labels, predicted, self.net.classes))
+        return row_of(
+            fault,
+            measured.score,
+            **self.what,
+            run_seed=self.seed + fault.run,
+            made_by=self.test_set.made_by(fault),
+            flipped=measured.flipped,
+            size=memory_size(fault, self.net, self.test_set.images[0].numel()),
+            **changes(labels, self.predicted(NO_FAULT), predicted),
+            **quality,
+        )
+
+    def search(self, runs, say):
+        """Write critical.csv and its plot: the worst flips and `runs` random ones, until the net is at chance."""
+        path, made = self.folder / "critical.csv", code_digest(worst_flips, random_flips)
+        what = {name: str(self.what[name]) for name in ("sess", "seed", "checkpoint", "images")} | {"made_by": made}
+        rows = [row for row in read_critical(path) if what.items() <= row.items()]
+        for (choice, number), steps in self.searches(runs, flips_needed(rows)).items():
+            for flips, layers, score in steps:
+                spread = "+".join(f"{layer}:{number}" for layer, number in layers.items() if number)
+                step = {"choice": choice, "run": str(number), "flips": str(flips), "layers": spread}
+                rows.append({**what, **step, "n": str(score.n), "correct": str(score.correct)})
+        write_critical(path, rows)
+        draw_critical(self.folder, self.name, rows)
+        for (choice, number), flips in flips_needed(rows).items():
+            say(f"{self.name}: {flips} flipped signs, {choice} {number}, bring the net to chance")
+
+    def searches(self, runs, done):
+        """{(choice, run): steps of a search that is not done yet}."""
+        batches = EvalBatches(self.test_set.images, self.test_set.labels, next(self.net.parameters()).device)
+        found = {
+            ("random", number): random_flips(self.net, self.tester, batches, self.seed + number)
+            for number in range(runs)
+            if ("random", str(number)) not in done
+        }
+        if ("gradient", "0") not in done:
+            dataset, data, workers = self.test_set.where
+            images, labels = read_images(dataset, data, True, workers)
+            some = slice(None, None, max(1, len(images) // SEARCHED))
+            found["gradient", 0] = worst_flips(self.net, self.tester, images[some], labels[some], batches, MOST_FLIPS)
+        return found
+
+    def write_confusion(self, fault, matrix):
+        """Write images of each class (row) by predicted class (column) to confusion/<fault>.npz, compressed."""
+        with io.BytesIO() as buffer:
+            np.savez_compressed(buffer, confusion=matrix.int().numpy())
+            write_bytes(self.folder / "confusion" / f"{name_of(fault)}.npz", buffer.getbuffer())
+
+
+def without_repair(fault):
+    """The same fault without repair and protection."""
+    return fault._replace(repair=None, source=None, known=None, protection=None)
 
 
 def turn(fault):
@@ -340,10 +618,33 @@ def sweep(args, processes):
                 for session in sessions:
                     locks.enter_context(locked(session.folder, f"{session.folder}"))
                     session.tidy(args.replace, processes.print)
-        measure_missing(sessions, wanted_faults(args), processes)
+        measure_missing(sessions, possible_faults(args, sessions), processes)
         processes.wait()
-        if processes.rank == 0 and write_up(sessions):
-            print(f"{write_page(as_path(args.results), args.data, args.workers)[0]}: all sessions")
+        if processes.rank == 0:
+            written = write_up(sessions)
+            for session in sessions if args.critical else []:
+                session.search(args.runs, processes.print)
+            if written:
+                print(f"{write_page(as_path(args.results), args.data, args.workers)[0]}: all sessions")
+
+
+def possible_faults(args, sessions):
+    """The faults that the options ask for. UserError, before anything is measured, if a net has not such a memory.
+
+    With --layers each, a memory that the last layer does not have is left out.
+    """
+    faults = wanted_faults(args, sets_of_layers(args, sessions))
+    if args.layers == ["each"]:
+        last = sessions[0].net.layer_names()[-1]
+        faults = [
+            fault for fault in faults if fault.memory == "weights" or not fault.cells or last not in fault.cells.layers
+        ]
+    for fault in faults:
+        if fault.memory == "thresholds" and not args.fold:
+            raise UserError("thresholds are in the folded net only: leave --no-fold out")
+        for session in sessions if fault.cells else []:
+            check_layers(fault, session.net)
+    return faults
 
 
 def measure_missing(sessions, faults, processes):

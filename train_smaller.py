@@ -15,13 +15,28 @@ import statistics
 import time
 from argparse import BooleanOptionalAction
 from contextlib import nullcontext
+from dataclasses import dataclass
 from datetime import timedelta
+from itertools import count
+from pathlib import Path
 
 import torch
 from torch import nn
 
 import CIFARDataset
-from common import Parser, UserError, as_path, bit_or_any, check_writable, digest, locked, run, within, write_text
+from common import (
+    Parser,
+    UserError,
+    as_path,
+    bit_or_any,
+    check_writable,
+    digest,
+    keep_old,
+    locked,
+    run,
+    within,
+    write_text,
+)
 from datasets import DATASETS, hold_out, read_images
 from engine import (
     EvalBatches,
@@ -35,12 +50,23 @@ from engine import (
     evaluate,
     export,
     measure,
+    pack,
     state_of,
     teachers,
     to_score,
     train_pass,
 )
-from faults import MSB, NO_FAULT, Fault, TrainingFaults
+from faults import (
+    MEMORIES,
+    MSB,
+    NO_FAULT,
+    READINGS,
+    Cells,
+    Fault,
+    TrainingFaults,
+    check_layers,
+    fault_of_cells,
+)
 from models import LOSSES
 from models.costs import costs, table
 from models.folded import Folded
@@ -57,6 +83,8 @@ PAD = 0  # padding value of the hidden convolutions: 0, or -1, which fits into a
 
 # faults
 MEM_FAULT = "baseline"
+BER = 0.01  # bit error rate of the memory in --memory
+READING = "inverted"  # what its broken cells read
 NOISE = 0.0  # sigma_val of the weight noise in evaluation; its standard deviation is sigma_val²
 NOISE_RUNS = 10  # number of evaluations, each with new noise
 TRAIN_FLIP = 0.0  # probability that a binary weight has the other sign in a forward pass of training
@@ -71,12 +99,16 @@ LOSS = "ce"
 MARGIN = 0.0  # required logit margin, in standard deviations of the logits; 0: no such term in the loss
 DECAY = 0.0  # weight decay
 
+SAVE_SHARE = 0.05  # of the time may go to saving; so short epochs are not saved one by one
+
 # options that an evaluation does not use
 TRAINING_ONLY = (
     *("resume", "recipe", "optimizer", "amsgrad", "lr", "init", "pretrained", "schedule", "cycles", "batch_size"),
     *("epochs", "duplicate", "loss", "padding", "soften", "soften_weights", "norm_momentum", "smoothing", "margin"),
     *("teacher", "clip", "decay", "train_flip", "train_noise", "bf16"),
 )
+
+CELL_OPTIONS = ("ber", "reading", "layers", "transient")  # options that go with --memory
 
 LARGE = 10**6  # upper limit of options that need no larger values
 
@@ -123,6 +155,15 @@ def parse():
         "--neighbor_offset",
         type=int,
         help=f"repaired_n copies bit faulty_bit + this; default {CIFARDataset.NEIGHBOR_OFFSET}",
+    )
+    group.add_argument(
+        "--memory", choices=MEMORIES, help="in evaluation: this memory has broken cells, in place of --mem_fault"
+    )
+    group.add_argument("--ber", type=within(float, 0, 1), help=f"share of its cells that are broken, default {BER}")
+    group.add_argument("--reading", choices=READINGS[:-1], help=f"what they read, default {READING}")
+    group.add_argument("--layers", nargs="+", help="layers whose cells break, such as conv1 fc2; default all")
+    group.add_argument(
+        "--transient", action="store_true", help="other cells for each image; without it the same for all images"
     )
     group.add_argument(
         "--noise",
@@ -294,7 +335,7 @@ def image_faults(options):
 
 
 def make_batches(args, options, processes):
-    """The training batches, this process's share of the test batches, and the digest of the training images.
+    """The training batches, this process's share of the test batches, all of them clean, digest of the training images.
 
     The test images have the fault of `options`; with faults of more than one bit they are clean. Adds to `options` the
     net, if the images determine it.
@@ -309,6 +350,7 @@ def make_batches(args, options, processes):
             (images, labels), (test_images, test_labels) = hold_out(images, labels, options["holdout"])
         else:
             test_images, test_labels = read_images(name, args.data, False, args.workers)
+        clean = EvalBatches(test_images, test_labels, torch.device("cpu"))
     batches = TrainBatches(
         images,
         labels,
@@ -324,7 +366,22 @@ def make_batches(args, options, processes):
     if len(faults) == 1:
         ((fault, state),) = faults
         test_images = with_fault(test_images, fault, seed, state)
-    return batches, EvalBatches(processes.share(test_images), processes.share(test_labels), device), found
+    return batches, EvalBatches(processes.share(test_images), processes.share(test_labels), device), clean, found
+
+
+def saved_state(sess, seed):
+    """(path, dict) of the checkpoint to resume: the trained one, or else the packed net of the last finished cycle."""
+    path, packed = checkpoints.path_of(sess, seed), checkpoints.packed_path_of(sess, seed)
+    if path.is_file() or not packed.is_file():
+        return path, checkpoints.read_state(path)
+    state = checkpoints.read_state(packed)
+    options = state.get("options", {})
+    if "threads" not in state or state["epoch"] % (options["epochs"] // options["cycles"]):
+        raise UserError(
+            f"{path} is missing, and {packed} is not from the end of a cycle: "
+            "--pretrained starts a new training from it"
+        )
+    return packed, state
 
 
 def check_same(path, saved, made_of, say):
@@ -334,7 +391,7 @@ def check_same(path, saved, made_of, say):
     """
     for key, what, hint in (
         ("images", "on other images", "--data names their folder"),
-        ("teacher", "with another teacher", f"restore the file {saved['options']['teacher']}"),
+        ("teacher", "with another teacher", "restore its file"),
     ):
         if saved.get(key, made_of[key]) != made_of[key]:
             raise UserError(f"{path} was trained {what} ({saved[key]}, here {made_of[key]}): {hint}")
@@ -367,10 +424,14 @@ def prepare(net, batches, teacher, options, saved, args, processes):
     """
     device = processes.device
     optimizer = make_optimizer(net, options)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, len(batches), options))
-    if saved:
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+    steps = saved["epoch"] // options["duplicate"] * len(batches) if saved else 0
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: learning_rate(step, len(batches), options), last_epoch=steps - 1
+    )
+    if saved and "signs" not in saved:
         optimizer.load_state_dict(saved["optimizer"])
-        scheduler.load_state_dict(saved["scheduler"])
         torch.set_rng_state(saved["rng_state"])
         if device.type == "cuda" and saved["cuda_rng_state"] is not None:
             torch.cuda.set_rng_state(saved["cuda_rng_state"])
@@ -459,30 +520,76 @@ def one_epoch(net, training, batches, test_batches, epoch, fold, processes):
     }
 
 
-def save(path, net, training, options, log, made_of, device):
-    """Save all that bit-exact resuming needs. made_of: digests of the training images and of the teacher's file."""
-    state = {
-        "net": net.state_dict(),
-        "acc": log[-1]["test_top1"],
-        "epoch": log[-1]["epoch"],
-        "rng_state": torch.get_rng_state(),
-        "cuda_rng_state": torch.cuda.get_rng_state() if device.type == "cuda" else None,
-        "options": options,
-        "optimizer": training.optimizer.state_dict(),
-        "scheduler": training.scheduler.state_dict(),
-        "log": log,
-        **made_of,
-        "threads": torch.get_num_threads(),
-    }
-    checkpoints.check_finite(f"after epoch {state['epoch']}", state["net"])
-    checkpoints.save(path, state)
+@dataclass
+class Keeper:
+    """Saves a training: at the end of each cycle, and after each pass, unless saving would then take too much time.
+
+    After each cycle, where there are several, it also writes the packed net.
+    """
+
+    path: Path
+    options: dict
+    made_of: dict  # digests of the training images and of the teacher's file
+    clean: EvalBatches  # all test or held-out images, without a fault
+    epoch: int  # the last that is saved
+    new: bool  # nothing saved yet: the first saving renames the files of an earlier training to .old
+    due: float = 0.0  # time.monotonic() before which a pass is not saved
+
+    def keep(self, net, training, log):
+        epoch, cycles = log[-1]["epoch"], self.options["cycles"]
+        cycle_ends = epoch % (self.options["epochs"] // cycles) == 0
+        if not cycle_ends and time.monotonic() < self.due:
+            return
+        if self.new:
+            checkpoints.keep_olds(self.path)
+            self.new = False
+        began = time.monotonic()
+        checkpoints.save(self.path, self.state(net, training, log))
+        self.epoch, ended = epoch, time.monotonic()
+        self.due = ended + (ended - began) / SAVE_SHARE
+        if cycle_ends and cycles > 1:
+            self.pack(epoch * cycles // self.options["epochs"])
+
+    def pack(self, cycle):
+        """Write the packed net of a cycle that has ended, counted from 1."""
+        packed = self.path.with_suffix(".packed.pth")
+        if cycle == 1:
+            keep_old(packed)
+            keep_old(packed.with_suffix(".txt"))
+        which = "held-out" if self.options["holdout"] else "test"
+        about = f"after cycle {cycle} of {self.options['cycles']}"
+        with torch.random.fork_rng(devices=[]):  # loading a net draws random numbers
+            pack(self.path, packed, self.clean, which, about)
+
+    def state(self, net, training, log):
+        """The dict to save: all that bit-exact resuming needs."""
+        net_state = net.state_dict()
+        checkpoints.check_finite(f"after epoch {log[-1]['epoch']}", net_state)
+        on_gpu = next(net.parameters()).device.type == "cuda"
+        return {
+            "net": net_state,
+            "acc": log[-1]["test_top1"],
+            "epoch": log[-1]["epoch"],
+            "rng_state": torch.get_rng_state(),
+            "cuda_rng_state": torch.cuda.get_rng_state() if on_gpu else None,
+            "options": self.options,
+            "optimizer": training.optimizer.state_dict(),
+            "log": log,
+            **self.made_of,
+            "threads": torch.get_num_threads(),
+        }
 
 
-def warn_if_seen(pretrained, holdout, say):
-    """Says so if the net that training starts from was trained on images that are now held out."""
-    seen = checkpoints.trained_as(pretrained, checkpoints.read_state(pretrained)).get("holdout", 0)
-    if seen != holdout:
-        say(f"warning: {pretrained} was trained with --holdout {seen}, so on some or all of the {holdout} images")
+def warn_if_seen(options, say):
+    """Says so if the net that training starts from, or the teacher, was trained on images that are now held out."""
+    holdout = options["holdout"]
+    if options["pretrained"]:
+        path = as_path(options["pretrained"])
+        seen = checkpoints.trained_as(path, checkpoints.read_state(path)).get("holdout", 0)
+        if seen != holdout:
+            say(f"warning: {path} was trained with --holdout {seen}, so on some or all of the {holdout} images")
+    if options["teacher"]:
+        say(f"warning: {options['teacher']} was trained on all training images, so on the {holdout} held-out ones")
 
 
 def train(args, processes):
@@ -496,24 +603,25 @@ def train(args, processes):
 
 def train_locked(path, args, processes):
     """Train, while the checkpoint is locked against other processes."""
-    saved = checkpoints.read_state(path) if args.resume else None
-    if saved:
-        options = resumed_options(path, saved.get("options"), args, processes.number)
+    saved = None
+    if args.resume:
+        source, saved = saved_state(args.sess, args.seed)
+        options = resumed_options(source, saved.get("options"), args, processes.number)
     else:
         options = settle(args, processes.number)
     epochs, device = options["epochs"], processes.device
     log = saved["log"] if saved else []
     epoch = saved["epoch"] if saved else 0
     if epoch >= epochs:
-        processes.print(f"{path} is trained to the end, {epoch} epochs")
+        processes.print(f"{source} is trained to the end, {epoch} epochs")
         return
-    batches, test_batches, images = make_batches(args, options, processes)
+    batches, test_batches, clean, images = make_batches(args, options, processes)
     teacher, found = teachers.load(as_path(options["teacher"])) if options["teacher"] else (None, "")
     made_of = {"images": images, "teacher": found}
     if saved:
-        check_same(path, saved, made_of, processes.print)
-    elif options["pretrained"] and options["holdout"]:
-        warn_if_seen(as_path(options["pretrained"]), options["holdout"], processes.print)
+        check_same(source, saved, made_of, processes.print)
+    elif options["holdout"]:
+        warn_if_seen(options, processes.print)
     net = make_net(path, options, saved).to(device, memory_format=memory_format(args))
     checkpoints.check_fits(path, net, test_batches.images, test_batches.labels)
     if teacher:
@@ -526,28 +634,53 @@ def train_locked(path, args, processes):
     )
     if not saved:
         processes.print(table(costs(net.topology, net.classes)))
-    began, passes = time.monotonic(), 0
+    keeper = Keeper(path=path, options=options, made_of=made_of, clean=clean, epoch=epoch, new=not saved)
     try:
-        while epoch < epochs:
-            start_cycle(net, training, options, len(batches), processes.print)
-            row = one_epoch(net, training, batches, test_batches, epoch, args.fold, processes)
-            log.append(row)
-            if processes.rank == 0:
-                if not saved and not passes:
-                    checkpoints.keep_olds(path)
-                save(path, net, training, options, log, made_of, device)
-            epoch, passes = row["epoch"], passes + 1
-            left = (time.monotonic() - began) / passes * (epochs - epoch) / options["duplicate"]
-            processes.print(
-                f"epoch {epoch}/{epochs}  loss {row['loss']:.4f}  "
-                f"train {row['train_top1']:.2f}/{row['train_top5']:.2f} %  "
-                f"test {row['test_top1']:.2f}/{row['test_top5']:.2f} %  "
-                f"lr {row['lr']:.2e}  {row['images_per_s']:.0f} images/s  left {timedelta(seconds=round(left))}"
-            )
+        loop(net, training, batches, test_batches, log, args, processes, keeper)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(kept(path, epoch, ", --resume goes on from there")) from None
+        raise KeyboardInterrupt(kept(path, keeper.epoch, ", --resume goes on from there")) from None
     except UserError as error:
-        raise UserError(f"{error}; {kept(path, epoch)}") from None
+        raise UserError(f"{error}; {kept(path, keeper.epoch)}") from None
+
+
+def loop(net, training, batches, test_batches, log, args, processes, keeper):
+    """Train pass by pass from epoch keeper.epoch to the end; each adds a row to `log`."""
+    options, epoch = keeper.options, keeper.epoch
+    epochs, began, passes = options["epochs"], time.monotonic(), 0
+    while epoch < epochs:
+        start_cycle(net, training, options, len(batches), processes.print)
+        row = one_epoch(net, training, batches, test_batches, epoch, args.fold, processes)
+        log.append(row)
+        if processes.rank == 0:
+            keeper.keep(net, training, log)
+        epoch, passes = row["epoch"], passes + 1
+        left = (time.monotonic() - began) / passes * (epochs - epoch) / options["duplicate"]
+        processes.print(
+            f"epoch {epoch}/{epochs}  loss {row['loss']:.4f}  "
+            f"train {row['train_top1']:.2f}/{row['train_top5']:.2f} %  "
+            f"test {row['test_top1']:.2f}/{row['test_top5']:.2f} %  "
+            f"lr {row['lr']:.2e}  {row['images_per_s']:.0f} images/s  left {timedelta(seconds=round(left))}"
+        )
+
+
+def evaluated_fault(args, net):
+    """The Fault under which an evaluation is asked for."""
+    given = [name for name in CELL_OPTIONS if getattr(args, name) not in (None, False)]
+    if args.memory is None:
+        if given:
+            raise UserError(f"--{given[0]} is for --memory: name the memory whose cells break")
+        return fault_of(
+            MEM_FAULT if args.mem_fault is None else args.mem_fault,
+            CIFARDataset.FAULTY_BIT if args.faulty_bit is None else args.faulty_bit,
+            CIFARDataset.NEIGHBOR_OFFSET if args.neighbor_offset is None else args.neighbor_offset,
+        )
+    if args.mem_fault is not None or args.noise:
+        raise UserError("--memory is a fault of its own: leave --mem_fault and --noise out")
+    cells = Cells(args.memory, tuple(args.layers or ()), persistent=not args.transient)
+    fault = fault_of_cells(cells, args.reading or READING, BER if args.ber is None else args.ber)
+    if fault.cells:
+        check_layers(fault, net)
+    return fault
 
 
 def kept(path, epoch, more=""):
@@ -569,11 +702,7 @@ def test(args, processes):
             raise checkpoints.NoLatentWeights(
                 f"weight noise needs latent weights, and {path} holds signs only: train it with --train"
             )
-    fault = fault_of(
-        MEM_FAULT if args.mem_fault is None else args.mem_fault,
-        CIFARDataset.FAULTY_BIT if args.faulty_bit is None else args.faulty_bit,
-        CIFARDataset.NEIGHBOR_OFFSET if args.neighbor_offset is None else args.neighbor_offset,
-    )
+    fault = evaluated_fault(args, net)
     holdout = HOLDOUT if args.holdout is None else args.holdout
     trained = checkpoints.trained_as(path, state)
     if holdout not in (0, trained.get("holdout", 0)):
@@ -596,7 +725,7 @@ def test(args, processes):
         which = f"{words[net.wsconv]} weight standardisation (trained {words[trained['wsconv']]}), {which}"
     processes.print(f"{path} (epoch {state['epoch']}), {DATASETS[name].title}, {which}: {fault}")
 
-    scores, flips = trials(args, processes, net, batches)
+    scores, flips = trials(args, processes, net, batches, fault)
     result = {
         "checkpoint": str(path),
         "epoch": state["epoch"],
@@ -607,7 +736,7 @@ def test(args, processes):
         "top1": statistics.mean(score.top1 for score in scores),
         "top5": statistics.mean(score.top5 for score in scores),
         "loss": statistics.mean(score.loss for score in scores),
-        "signs_flipped": statistics.mean(flips) if args.noise else 0.0,
+        "signs_flipped": statistics.mean(flips) if flips[0] is not None else 0.0,
     }
     if args.noise:
         processes.print(
@@ -621,16 +750,17 @@ def test(args, processes):
         write_text(as_path(args.result), json.dumps(result, indent=1) + "\n")
 
 
-def trials(args, processes, net, batches):
+def trials(args, processes, net, batches, fault):
     """(Scores, shares of flipped weight signs) of the evaluations: one, or under weight noise NOISE_RUNS."""
     tester = Folded(net) if args.fold else net
-    fault = Fault("noise", level=args.noise) if args.noise else NO_FAULT
+    fault = Fault("noise", level=args.noise) if args.noise else fault
     scores, flips = [], []
     for trial in range(NOISE_RUNS if args.noise else 1):
         bar = processes.bar(batches, f"run {trial + 1}" if args.noise else "testing", len(batches))
-        score, flipped = measure(fault, net, tester, bar, args.seed + trial)
-        scores.append(processes.total(score))
-        flips.append(flipped)
+        numbers = count(processes.rank, processes.number)  # of the images that this process has
+        measured = measure(fault, net, tester, bar, args.seed + trial, numbers)
+        scores.append(processes.total(measured.score))
+        flips.append(measured.flipped)
     return scores, flips
 
 
@@ -646,6 +776,10 @@ def main():
             if not args.train and args.wsconv is not None:
                 raise UserError("--export_finn writes the net as it was trained: leave --wsconv and --no-wsconv out")
             check_export_packages()  # before, not after, hours of training
+        if args.train and args.memory:
+            raise UserError(
+                "--memory is for an evaluation: training breaks planes (--mem_fault) or weights (--train_flip)"
+            )
         (train if args.train else test)(args, processes)
         if args.export_finn and processes.rank == 0:
             export(args.sess, args.seed, args.data)

@@ -2,11 +2,12 @@
 """Images/s of this project's training step against a usual one, side by side in one run.
 
     .venv/bin/python -m bench.train --data data                      # CIFAR-10 net
-    .venv/bin/python -m bench.train --data data --dataset demo
+    .venv/bin/python -m bench.train --data data --dataset tiny_imagenet
     .venv/bin/python -m bench.train --parts                          # where the time of our step goes
     .venv/bin/python -m bench.train --train_flip 0.05 --margin 3  # our step with these options against ours without
+    .venv/bin/python -m bench.train --teacher checkpoint/teacher.cifar10_11111.pt
 
-usual: torchvision's CIFAR10 and transforms in a DataLoader, Brevitas' layers, float32, eager.
+usual: torchvision's CIFAR10 or ImageFolder and transforms in a DataLoader, Brevitas' layers, float32, eager.
 ours: train_smaller.py's batches and step. Both use the same images, net, batch size and optimiser. They
 run in turn, so that both see the same load of the machine. Each round gives a ratio; quote the median. Meant for
 CPUs: a GPU would need more steps in a round.
@@ -17,17 +18,19 @@ import time
 from argparse import Namespace
 from dataclasses import asdict
 from itertools import islice
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader
 from torchvision import transforms
+from torchvision.datasets import ImageFolder
 
-from common import Parser, run, within
-from datasets import read_images
+from common import Parser, as_path, run, within
+from datasets import DATASETS, read_images
 from datasets.cifar import CIFAR10
 from datasets.demo import Demo
-from engine import TrainBatches, Training, bf16_is_fast, compiled, state_of, train_pass
+from engine import TrainBatches, Training, bf16_is_fast, compiled, state_of, teachers, train_pass
 from faults import TrainingFaults
 from models import CNV, TOPOLOGIES
 from models.costs import costs
@@ -40,7 +43,11 @@ BATCH_SIZE = MODERN.batch_size
 WARM_UP = 3  # steps that are not counted, with --parts
 LARGE = 4096  # rows and columns of the matrices whose product gives the machine's limit
 WORKERS = 2  # DataLoader processes
-KINDS = {"cifar10": CIFAR10, "demo": Demo}
+KINDS = {
+    "cifar10": lambda root, transform: CIFAR10(root, transform=transform, download=True),
+    "demo": lambda root, transform: Demo(root, transform=transform, download=True),
+    "tiny_imagenet": lambda root, transform: ImageFolder(Path(root) / "tiny-imagenet-200" / "train", transform),
+}
 PLAIN = {
     "mem_fault": "baseline",
     "faulty_bit": 6,
@@ -48,17 +55,29 @@ PLAIN = {
     "train_flip": 0.0,
     "train_noise": 0.0,
     "margin": 0.0,
+    "teacher": "",
+    "soften": 0.0,
+    "soften_weights": 0.0,
 }
+
+
+def new_net(dataset):
+    row = DATASETS[dataset]
+    return CNV(TOPOLOGIES[row.net], row.classes)
+
+
+def no_teacher(images):
+    return None
 
 
 def usual_steps(args, device):
     """A generator: each next() is one training step of the usual way."""
+    net = new_net(args.dataset).to(device).train()
     augment = transforms.Compose(
-        [transforms.RandomCrop(32, 4), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
+        [transforms.RandomCrop(net.topology.size, 4), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
     )
-    images = KINDS[args.dataset](args.data, transform=augment, download=True)
+    images = KINDS[args.dataset](args.data, augment)
     batches = DataLoader(images, BATCH_SIZE, shuffle=True, num_workers=WORKERS, drop_last=True)
-    net = CNV(TOPOLOGIES["cifar_smaller"], 10).to(device).train()
     optimizer = torch.optim.Adam(net.parameters(), MODERN.lr)
     while True:
         for images, labels in batches:
@@ -75,8 +94,9 @@ def our_training(args, device):
     fault = fault_of(args.mem_fault, args.faulty_bit, args.neighbor_offset)
     faults = [(fault, state_of(fault, args.dataset, args.data))]
     batches = TrainBatches(images, labels, BATCH_SIZE, padding=4, faults=faults, seed=0, device=device)
-    net = CNV(TOPOLOGIES["cifar_smaller"], 10).to(device, memory_format=torch.channels_last)
-    options = {**asdict(MODERN), "decay": 0.0, "processes": 1, "loss": "ce", "teacher": "", "margin": args.margin}
+    net = new_net(args.dataset).to(device, memory_format=torch.channels_last)
+    options = {**asdict(MODERN), "decay": 0.0, "processes": 1, "loss": "ce"}
+    options |= {"teacher": args.teacher, "margin": args.margin}
     optimizer = make_optimizer(net, options)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16_is_fast(device))
     training = Training(
@@ -84,12 +104,14 @@ def our_training(args, device):
         batch_size=BATCH_SIZE,
         layout=torch.channels_last,
         autocast=autocast,
-        teach=lambda _: None,
+        teach=teachers.lessons(teachers.load(as_path(args.teacher))[0], device, autocast)
+        if args.teacher
+        else no_teacher,
         compute_loss=make_loss(options),
         optimizer=optimizer,
         scheduler=torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0),
         weight_faults=TrainingFaults(net, args.train_flip, args.train_noise, 0),
-        set_softness=lambda step: None,
+        set_softness=lambda step: net.soften(args.soften, args.soften_weights),
         total=lambda tensor: tensor,
     )
     return training, batches
@@ -117,14 +139,14 @@ def parts(args, device):
             torch.cuda.synchronize()
         return time.perf_counter()
 
-    for number, (images, labels, _) in enumerate(
+    for number, (images, labels, clean) in enumerate(
         islice(timed(batches.epoch(0), times["data"], clock), WARM_UP + args.rounds * STEPS)
     ):
         start = clock()
         with training.weight_faults.at(number):
             with training.autocast:
                 logits = training.model(images.contiguous(memory_format=training.layout))
-                loss = training.compute_loss(logits, labels, None)
+                loss = training.compute_loss(logits, labels, training.teach(clean))
             forward = clock()
             training.optimizer.zero_grad()
             loss.backward()
@@ -136,7 +158,8 @@ def parts(args, device):
     medians = {name: statistics.median(values[WARM_UP:]) for name, values in times.items()}
     step = sum(medians.values())
 
-    _, first, *_, total = costs(TOPOLOGIES["cifar_smaller"], 10)
+    row = DATASETS[args.dataset]
+    _, first, *_, total = costs(TOPOLOGIES[row.net], row.classes)
     operations = 2 * BATCH_SIZE * (3 * total.macs - first.macs)  # forward, input and weight gradients; images need none
     dtype = torch.bfloat16 if bf16_is_fast(device) else torch.float32
     a, b = (torch.randn(LARGE, LARGE, device=device).to(dtype) for _ in range(2))
@@ -185,6 +208,7 @@ def main():
     group = parser.add_argument_group("options of train_smaller.py: compares our step with and without them")
     kinds = {"faulty_bit": within(int, 0, 7), "neighbor_offset": int, "train_flip": within(float, 0, 0.5)}
     kinds |= {"train_noise": within(float, 0), "margin": within(float, 0)}
+    kinds |= {"soften": within(float, 0, 1), "soften_weights": within(float, 0, 1)}  # softness itself, not a share
     for name, value in PLAIN.items():
         group.add_argument(f"--{name}", type=kinds.get(name), default=value)
     args = parser.parse_args()

@@ -55,10 +55,10 @@ class TrainBatches:
     """epoch(n) iterates over one pass: each image `duplicate` times, shuffled, cropped, flipped, with fault and repair.
 
     Yields (float32 images in [0, 1], labels, the images before the fault as uint8) on `device`. The whole data set is
-    stored there too, as uint8. With
-    `world` processes, each of them draws the same pass, and process `rank` gets its share of every batch of
-    world·batch_size images; every image goes to exactly one process. The last batch is smaller if the numbers do
-    not divide. If it has fewer than two images per process, too few for batch norm, it joins the batch before.
+    stored there too, as uint8. With `world` processes, each of them draws the same pass, and process `rank` gets its
+    share of every batch of world·batch_size images; every image goes to exactly one process. The last batch is smaller
+    if the numbers do not divide. If it has fewer than two images per process, too few for batch norm, it joins the
+    batch before.
 
     faults: list of (Fault, state that its repair has learned or None); each batch has one of these, drawn at random.
     padding: of the random crop, pixels of zeros on each side; 0: no crop.

@@ -7,19 +7,20 @@ checkpoint/ckpt.t7.<sess>_<seed>.pth is a dict with the original's keys
     epoch      number of epochs trained
     rng_state  state of torch's global generator on the CPU
 
-and, beside them, what resuming and rebuilding need: `options` (dict), `optimizer`, `scheduler`, `cuda_rng_state`
-and `log` (one dict for each epoch), `images` (digest of the training images) and `threads` (of the CPU). Files of this
-project also hold `sha256`, the digest of all other entries, which is checked on loading.
+and, beside them, what resuming and rebuilding need: `options` (dict), `optimizer`, `cuda_rng_state`
+and `log` (one dict for each epoch), `images` and `teacher` (digests of the training images and of the teacher's file)
+and `threads` (of the CPU). Files of this project also hold `sha256`, the digest of all other entries, which is checked
+on loading.
 
 checkpoint/ckpt.t7.<sess>_<seed>.packed.pth (pack.py) holds what evaluation needs, one bit per binary weight:
 
     signs        {key: {"shape": list, "bits": uint8, np.packbits of weight >= 0}}; with WS of standardised weights
     net          the other entries of the state dict, unchanged
     packed_from  first 16 hexadecimal digits of the SHA-256 of the checkpoint
-    acc, epoch, options, log
+    acc, epoch, options, log, images, teacher, threads
 
-It is loaded with latent weights -1 and +1. The net computes the same, but training cannot resume from them, and weight
-noise on them has no meaning.
+It is loaded with latent weights -1 and +1. The net computes the same, but weight noise on them has no meaning, and
+training can resume from them only where a cycle has ended, because a cycle starts from signs.
 """
 
 import csv
@@ -51,6 +52,7 @@ NUMPY_NUMBERS = [
         )
     ),
 ]
+FOR_NEXT_CYCLE = ("images", "teacher", "threads")  # what else a packed checkpoint holds, so that training can go on
 PREFIXES = ("module.", "_orig_mod.")  # of keys; added by DataParallel and torch.compile
 
 
@@ -88,7 +90,7 @@ def pack(net, state, data):
         value = layer.quant_weight().value
         signs[key] = {"shape": list(value.shape), "bits": torch.from_numpy(np.packbits(value.numpy() >= 0))}
         del rest[key]
-    kept = {key: state[key] for key in ("acc", "epoch", "options", "log")}
+    kept = {key: state[key] for key in ("acc", "epoch", "options", "log", *FOR_NEXT_CYCLE) if key in state}
     return {"signs": signs, "net": rest, "packed_from": digest(data), **kept}
 
 

@@ -1,11 +1,13 @@
 """The one evaluation: every accuracy in the project comes from here."""
 
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
-from faults import faulty_weights
+from common import UserError
+from faults import faulty_weights, misread_activations, misread_thresholds, misread_weights
 
 
 class Score(NamedTuple):
@@ -35,13 +37,20 @@ class Score(NamedTuple):
         return self.loss_sum / self.n
 
 
-def score(logits, labels):
+def ranking(logits):
+    """The classes from the largest logit to the smallest: int64 N×classes.
+
+    Among equal logits, which are frequent with sums of ±1, the lower class comes first, on every device.
+    """
+    return logits.sort(dim=1, descending=True, stable=True).indices
+
+
+def score(logits, labels, order=None):
     """The fields of a Score as one float64 tensor, from float logits N×classes and int64 labels N, on their device.
 
-    Does not synchronise with the device. Among equal logits, which are frequent with sums of ±1, the lower class comes
-    first, on every device.
+    Does not synchronise with the device. order: the ranking of the logits, if it is there already.
     """
-    order = logits.sort(dim=1, descending=True, stable=True).indices
+    order = ranking(logits) if order is None else order
     hits = order[:, :5] == labels[:, None]
     return torch.stack(
         [
@@ -59,29 +68,71 @@ def to_score(sums):
     return Score(int(n), int(correct), int(correct5), loss_sum)
 
 
-@torch.inference_mode()
 def evaluate(net, batches):
     """The Score of `net` in evaluation mode over batches of (float32 images N×3×H×W in [0, 1], labels N).
 
     Always in float32, where the sums of ±1 are exact, so the result does not depend on the batch size.
     """
-    training = net.training
+    return predict(net, batches)[0]
+
+
+@torch.inference_mode()
+def predict(net, batches):
+    """(The Score as from evaluate, the class with the largest logit for each image: int64 N on the CPU)."""
+    training, sums, predicted = net.training, 0, []
     net.eval()
     try:
-        return to_score(sum(score(net(images), labels) for images, labels in batches))
+        for images, labels in batches:
+            logits = net(images)
+            order = ranking(logits)
+            sums = sums + score(logits, labels, order)
+            predicted.append(order[:, 0])
+        return to_score(sums), torch.cat(predicted).cpu()
     finally:
         net.train(training)
 
 
-def measure(fault, net, tester, batches, seed):
-    """(Score of a net under a weight fault, share of signs flipped). For other faults the share is None.
+class Measured(NamedTuple):
+    """An evaluation under a fault."""
+
+    score: Score
+    flipped: float | None  # share of weight signs flipped; None for the other memories
+    predicted: torch.Tensor  # the predicted class of each image, int64 N
+
+
+def measure(fault, net, tester, batches, seed, numbers=None):
+    """The Measured of a net under a fault of one of its memories.
 
     tester: what is evaluated, the net itself or Folded(net). batches: of images that already have an image fault.
+    numbers: of these images in the data set, by default 0, 1, 2, …
     """
-    with faulty_weights(fault, net, seed) as flipped:
-        if flipped is not None and tester is not net:
-            tester.take_weights()
-        score = evaluate(tester, batches)
-    if flipped is not None and tester is not net:
-        tester.take_weights()
-    return score, flipped
+    with faulty_net(fault, net, tester, seed, numbers) as flipped:
+        score, predicted = predict(tester, batches)
+    return Measured(score, flipped, predicted)
+
+
+@contextmanager
+def faulty_net(fault, net, tester, seed, numbers=None):
+    """Inside the `with`, the tester has a fault of weights, activations or thresholds, for one pass over the images.
+
+    Yields the share of weight signs flipped; None for other memories. Arguments as for measure.
+    """
+    if fault.memory == "activations":
+        with misread_activations(fault, net, tester, seed, numbers):
+            yield None
+    elif fault.memory == "thresholds":
+        if tester is net:
+            raise UserError("thresholds are in the folded net only: leave --no-fold out")
+        with misread_thresholds(fault, net, tester, seed):
+            yield None
+    elif fault.memory == "weights":
+        try:
+            with (misread_weights if fault.cells else faulty_weights)(fault, net, seed) as flipped:
+                if tester is not net:
+                    tester.take_weights()
+                yield flipped
+        finally:
+            if tester is not net:
+                tester.take_weights()
+    else:
+        yield None

@@ -1,5 +1,35 @@
 """Memory faults: the description of a fault, and for each memory a function that applies it."""
 
-from faults.fault import IMAGE_KINDS, KINDS, MSB, NO_FAULT, NOISE_KINDS, WEIGHT_KINDS, Fault
-from faults.images import break_images, faulty_images, get_bit, image_bits, image_breaks, set_bit
-from faults.weights import TrainingFaults, faulty_weights, weight_flips, weight_noise
+from faults.activations import misread_activations
+from faults.fault import (
+    ALL_PLANES,
+    IMAGE_KINDS,
+    KINDS,
+    LINES,
+    MEMORIES,
+    MSB,
+    NO_FAULT,
+    NOISE_KINDS,
+    READINGS,
+    WEIGHT_KINDS,
+    Cells,
+    Fault,
+    fault_of_cells,
+    planes_of,
+    planes_text,
+)
+from faults.images import (
+    break_cells,
+    break_images,
+    broken_map,
+    faulty_images,
+    flip_cells,
+    get_bit,
+    image_bits,
+    image_breaks,
+    in_planes,
+    set_bit,
+)
+from faults.layers import check_layers, memory_size
+from faults.thresholds import misread_thresholds
+from faults.weights import TrainingFaults, faulty_weights, misread_weights, weight_flips, weight_noise

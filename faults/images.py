@@ -5,6 +5,9 @@ import functools
 import numpy as np
 import torch
 
+from faults.cells import draw, misreads, wrong_cells
+from faults.fault import MSB
+
 
 def get_bit(images, bit):
     """Bit `bit` of every value, as uint8 0 or 1."""
@@ -67,3 +70,48 @@ def image_breaks(seed, indices, shape, share):
     """
     streams = [np.random.default_rng([seed, int(i), 1]).random(int(np.prod(shape))) for i in indices]
     return torch.from_numpy(np.stack([stream < share for stream in streams])).view(-1, *shape)
+
+
+def break_cells(fault, images, seed, numbers=None):
+    """Images (uint8 N×C×H×W) under a fault of cells of the image memory, unrepaired.
+
+    The memory holds the values of an image channel by channel, row by row; bit b of value v has the address 8·v + b.
+    numbers: of the images in the data set, by default 0 … N−1; image i depends on (fault, seed, i) alone.
+    """
+    faulty = images.contiguous().view(len(images), -1).clone()  # N×values
+    values = faulty.numpy()
+    select = functools.partial(in_planes, fault.cells.planes)
+    for place, number in enumerate(range(len(images)) if numbers is None else numbers):
+        held = values[place]
+        up, down = misreads(fault, 8 * len(held), seed, int(number), select)
+        wrong = wrong_cells(up, down, lambda cells, held=held: held[cells >> 3] >> (cells & 7).astype(np.uint8) & 1)
+        np.bitwise_xor.at(held, wrong >> 3, np.uint8(1) << (wrong & 7).astype(np.uint8))
+    return faulty.view(images.shape)
+
+
+def broken_map(fault, shape, seed):
+    """The broken bits of each value of an image, as a memory test finds persistent ones: uint8, of shape C×H×W."""
+    found = np.zeros(int(np.prod(shape)), np.uint8)
+    level = fault.level * max(fault.p01, fault.p10) if fault.kind == "asymmetric" else fault.level
+    cells = draw(fault, level, 8 * found.size, seed, select=functools.partial(in_planes, fault.cells.planes))
+    np.bitwise_or.at(found, cells >> 3, np.uint8(1) << (cells & 7).astype(np.uint8))
+    return torch.from_numpy(found).view(*shape)
+
+
+def in_planes(planes, broken, level):
+    """The addresses of broken cells that lie in the planes, each plane at its share of the level."""
+    if len(planes) == MSB + 1 and len({share for _, share in planes}) == 1:
+        return broken(level * planes[0][1])
+    found = []
+    for share in sorted({share for _, share in planes}):
+        cells = broken(level * share)
+        here = np.zeros(MSB + 1, bool)
+        here[[bit for bit, its in planes if its == share]] = True
+        found.append(cells[here[cells & 7]])
+    return np.concatenate(found)
+
+
+def flip_cells(fault, held, seed, image, select=None):
+    """Change the bits of one image's memory that are read wrong, in place. held: uint8 0 or 1, one for each cell."""
+    up, down = misreads(fault, len(held), seed, image, select)
+    held[wrong_cells(up, down, held.__getitem__)] ^= 1

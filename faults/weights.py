@@ -5,7 +5,9 @@ from contextlib import contextmanager, nullcontext
 import numpy as np
 import torch
 
+from faults.cells import misreads, wrong_cells
 from faults.fault import NOISE_KINDS
+from faults.layers import chosen_layers, in_layers
 from models.wsconv import WSConv2d, WSLinear, standardize
 
 
@@ -138,3 +140,28 @@ class TrainingFaults:
     def _window(self, store, start):
         """The window of a buffer that begins at `start`, split into one tensor for each layer."""
         return store[start : start + self.total].split([layer.weight.numel() for layer in self.layers])
+
+
+@contextmanager
+def misread_weights(fault, net, seed):
+    """Inside the `with`, cells of the weight memory read as the fault says. Yields the share of all signs that flip.
+
+    The memory holds one bit for each binary weight, 1 for +1, layer by layer in the order of the net's tensors. Weights
+    are read after weight standardisation; latent weights do not change. net: a CNV in evaluation mode.
+    """
+    layers = net.binary_layers()
+    sizes = [layer.weight.numel() for layer in layers]
+    with torch.no_grad():
+        signs = torch.cat([layer.quant_weight().value.flatten() for layer in layers])
+    held = (signs > 0).to(torch.uint8).cpu().numpy()
+    select = in_layers(chosen_layers(fault, net.layer_names()), sizes)
+    wrong = torch.zeros(len(held), dtype=torch.bool)
+    up, down = misreads(fault, len(held), seed, select=select)
+    wrong[torch.from_numpy(wrong_cells(up, down, held.__getitem__))] = True
+    try:
+        for layer, flips in zip(layers, wrong.split(sizes)):
+            layer.flips = flips.view(layer.weight.shape).to(layer.weight.device)
+        yield wrong.sum().item() / len(held)
+    finally:
+        for layer in layers:
+            layer.flips = None

@@ -94,6 +94,25 @@ class CNV(nn.Module):
         """The convolutions and linear layers, from input to output; `.weight` is the latent weight, float32."""
         return [module for module in self.modules() if isinstance(module, (BinaryConv2d, BinaryLinear))]
 
+    def layer_names(self):
+        """Names of the binary layers, from input to output: conv1, conv2, …, fc1, fc2, …"""
+        convolutions, fully_connected = range(len(self.topology.conv)), range(len(self.topology.fc) + 1)
+        return [*(f"conv{i + 1}" for i in convolutions), *(f"fc{i + 1}" for i in fully_connected)]
+
+    def stored_maps(self):
+        """The modules whose outputs are the feature maps between the layers: activations, or the max pool after one."""
+        modules = [*self.conv_features, *self.linear_features]
+        ends = [modules.index(layer) - 1 for layer in self.binary_layers()[1:]]
+        return [modules[end] for end in ends]
+
+    def map_sizes(self):
+        """Number of values of each of these feature maps, for one image."""
+        sizes, size = [], self.topology.size
+        for width, pool in self.topology.conv:
+            size = (size + 2 * self.topology.padding - 2) // (2 if pool else 1)
+            sizes.append(width * size * size)
+        return [*sizes, *self.topology.fc]
+
     def norms(self):
         """The modules with running statistics: the batch norms and the TensorNorm of the logits."""
         return [module for module in self.modules() if isinstance(module, (nn.BatchNorm2d, nn.BatchNorm1d, TensorNorm))]

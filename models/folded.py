@@ -41,6 +41,7 @@ class Folded(nn.Module):
         super().__init__()
         self.net = net
         self.eval()  # so that evaluate(), which restores the mode it found, leaves the net in evaluation mode
+        self.change = None  # None, or a function (number of a hidden layer, its maps) -> the maps that are read
         self.int8 = int8 and net.binary_layers()[0].weight.device.type == "cpu" and int8_works()
         layer_kind = _Int8Layer if self.int8 else _Layer
         self.layers = []
@@ -59,6 +60,13 @@ class Folded(nn.Module):
         for layer in self.layers:
             layer.pack(layer.signs())
 
+    @torch.no_grad()
+    def set_thresholds(self, thresholds):
+        """Compare with these thresholds: float32 whole numbers, one tensor for each hidden layer."""
+        for layer, threshold in zip(self.layers[:-1], thresholds, strict=True):
+            layer.threshold = threshold
+            layer.pack(layer.signs())
+
     @torch.inference_mode()
     def forward(self, images):
         chunks = images.split(CHUNK) if self.int8 else (images,)
@@ -69,8 +77,10 @@ class Folded(nn.Module):
         x = ((2 * images - 1) * STEPS).round_().clamp_(-STEPS, STEPS - 1)  # the input quantiser, in units of 2^-7
         if self.int8:
             x = (x + STEPS).to(torch.uint8)
-        for layer in self.layers:
+        for number, layer in enumerate(self.layers):
             x = layer(x)
+            if self.change and layer.threshold is not None:
+                x = self.change(number, x)
         return x
 
 
@@ -88,7 +98,8 @@ class _Layer:
         self.falls = self.threshold = None
         if norm is not None:
             self.falls = norm.weight < 0
-            self.threshold = find_threshold(norm, 1 / self.inputs, self.inputs * module.weight[0].numel())
+            self.bound = self.inputs * module.weight[0].numel()  # of the sums
+            self.threshold = find_threshold(norm, 1 / self.inputs, self.bound)
 
     def signs(self):
         weight = self.module.quant_weight().value

@@ -19,7 +19,7 @@ from repairs.pixels import GREY, median_prediction, zeros_of
 
 PAIR_WEIGHT = 2  # a power of two
 PAIRS = ((0, 1), (1, 2), (2, 0))
-CHUNK = 100  # images at once
+CHUNK = 200  # images at once
 CORNERS = ((), (-1,), (-2,), (-2, -1))  # axes that are mirrored so that a scan starts in the upper left corner
 
 
@@ -42,42 +42,60 @@ def mean_of_color_scans(images, bit):
     return ((scans.short().sum(0) + len(CORNERS) // 2) // len(CORNERS)).to(torch.uint8).view(images.shape)
 
 
+def corner_scans(images, bit):
+    """The images repaired by a scan from each of the four corners: uint8 4×N×3×H×W."""
+    return _scans(images, bit, CORNERS)
+
+
 def _scans(images, bit, corners):
     """The images repaired by a scan from each of some corners: uint8 len(corners)×N×3×H×W."""
-    parts = images.reshape(-1, *images.shape[-3:]).split(CHUNK)
-    scans = [torch.cat([_scan(part.flip(axes), bit).flip(axes) for part in parts]) for axes in corners]
-    return torch.stack(scans)
+    scans = []
+    for part in images.reshape(-1, *images.shape[-3:]).split(CHUNK):
+        mirrored = torch.cat([part.flip(axes) for axes in corners])
+        found = _scan(mirrored, bit).view(len(corners), *part.shape)
+        scans.append(torch.stack([scan.flip(axes) for scan, axes in zip(found, corners)]))
+    return torch.cat(scans, 1)
 
 
 def _scan(images, bit):
     """The images after a scan from the upper left corner, one diagonal at a time: uint8 N×3×H×W."""
-    zeros, step = zeros_of(images, bit).short(), 1 << bit
-    count, _, height, width = zeros.shape
-    first, second = (list(channels) for channels in zip(*PAIRS))
+    zeros = zeros_of(images, bit).short().permute(2, 3, 1, 0).contiguous()  # H×W×3×N, fast to index by pixels
+    height, width, _, count = zeros.shape
     # channels and differences of repaired pixels, with a row above and a column to the left
-    framed = zeros.new_zeros(count, 6, height + 1, width + 1)
-    number = torch.arange(8, device=zeros.device)
-    ones = number[:, None] >> torch.arange(3, device=zeros.device) & 1  # 8 candidates × 3 channels: is the bit 1?
+    framed = zeros.new_zeros(height + 1, width + 1, 6, count)
     for diagonal in range(height + width - 1):
         y = torch.arange(max(0, diagonal - width + 1), min(height, diagonal + 1), device=zeros.device)
         x = diagonal - y
-        prediction = median_prediction(framed, y, x)  # N×6×L, L pixels on the diagonal
+        prediction = median_prediction(framed.permute(2, 3, 0, 1), y, x).movedim(-1, 0)  # L×6×N, L pixels
         if diagonal == 0:
             prediction[:, :3], prediction[:, 3:] = GREY, 0
-        lower = zeros[:, :, y, x]  # N×3×L
-        errors = lower - prediction[:, :3]
-        errors = torch.stack([errors, errors + step]).abs()  # of a channel with the bit 0 and 1: 2×N×3×L
-        pairs = lower[:, first] - lower[:, second] - prediction[:, 3:]
-        pairs = PAIR_WEIGHT * torch.stack([pairs - step, pairs, pairs + step]).abs()  # 3×N×3×L
-        costs = sum(
-            errors[ones[:, i], :, i] + pairs[1 + ones[:, i] - ones[:, j], :, pair] for pair, (i, j) in enumerate(PAIRS)
-        )  # 8×N×L
-        # of equal ones the first: with its number added, no two costs are equal
-        chosen = (8 * costs.int() + number[:, None, None]).argmin(0)  # N×L
-        values = lower + ones[chosen].transpose(1, 2).short() * step
-        framed[:, :3, y + 1, x + 1] = values
-        framed[:, 3:, y + 1, x + 1] = values[:, first] - values[:, second]
-    return framed[:, :3, 1:, 1:].to(torch.uint8)
+        values = _best_triples(zeros[y, x], prediction, 1 << bit)
+        framed[y + 1, x + 1] = torch.cat([values, _differences(values)], 1)
+    return framed[1:, 1:, :3].permute(3, 2, 0, 1).to(torch.uint8).contiguous()
+
+
+def _differences(values):
+    """The differences of the three pairs of channels; …×3×N -> the same shape."""
+    first, second = (list(channels) for channels in zip(*PAIRS))
+    return values[:, first] - values[:, second]
+
+
+def _best_triples(lower, prediction, step):
+    """Of each pixel's eight candidate triples the one of least cost, of equal ones the first: int16 L×3×N.
+
+    lower: the lower candidates, int16 L×3×N. prediction: of the channels and their differences, int16 L×6×N.
+    """
+    errors = lower - prediction[:, :3]
+    errors = torch.stack([errors, errors + step]).abs()  # of a channel with the bit 0 and 1: 2×L×3×N
+    pairs = _differences(lower) - prediction[:, 3:]
+    pairs = PAIR_WEIGHT * torch.stack([pairs - step, pairs, pairs + step]).abs()  # 3×L×3×N
+    costs = []
+    for number in range(8):
+        ones = [number >> channel & 1 for channel in range(3)]
+        cost = sum(errors[ones[i], :, i] + pairs[1 + ones[i] - ones[j], :, pair] for pair, (i, j) in enumerate(PAIRS))
+        costs.append(8 * cost + number)  # no two are equal; at most 8·(3·255 + 3·2·510) + 7, which fits into int16
+    chosen = torch.stack(costs).amin(0) & 7  # L×N
+    return lower + torch.stack([chosen >> channel & 1 for channel in range(3)], 1) * step
 
 
 def _variation(images):

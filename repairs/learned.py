@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 
 from common import UserError, code_digest, content_digest, digest, first_line, write_bytes
-from faults import faulty_images
+from faults import break_cells, broken_map, faulty_images, flip_cells
+from repairs.codes import PROTECTIONS
 from repairs.table import REPAIRS
 
 FOLDER = Path("checkpoint/repairs")
@@ -61,3 +62,12 @@ def made_by(repair, images_digest):
     row = REPAIRS[repair]
     functions = [faulty_images, row.mend, *([row.learn] if row.learn else [])]
     return digest(code_digest(*functions).encode(), (images_digest if row.learn else "").encode())
+
+
+def made_by_cells(repair, protection, known):
+    """The same for a fault of cells of the image memory: repair, protection and known of its Fault."""
+    functions = [REPAIRS[repair].masked] if repair else []
+    if protection:
+        row = PROTECTIONS[protection]
+        return code_digest(flip_cells, row.encode, row.decode, *([broken_map] if row.rotates else []), *functions)
+    return code_digest(break_cells, *functions, *([broken_map] if known else []))

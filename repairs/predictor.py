@@ -1,25 +1,26 @@
 """A small convolutional net that predicts broken bits from the neighbourhood in all three channels.
 
 One net is fitted for each bit on clean training images, without labels: the bit is removed, and the net learns to
-predict it. Its inputs are the lower candidates, the candidates of least total variation, and which of the two
-candidates these are. Three 3×3 convolutions with dilations 1, 2, 1 follow. So a value is judged by a neighbourhood of
-2·(1 + 2 + 1) + 1 = 9 by 9 pixels, and through the total variation also by pixels beyond.
+predict it. Its inputs are the lower candidates and what the scans from the four corners found (see colors). Five 3×3
+convolutions with dilations 1, 2, 4, 1, 1 follow. So a value is judged by a neighbourhood of 2·(1 + 2 + 4 + 1 + 1) + 1 =
+19 by 19 pixels, and through the scans also by pixels beyond.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from faults import set_bit
+from faults import get_bit, set_bit
+from repairs.colors import corner_scans
 from repairs.pixels import zeros_of
-from repairs.total_variation import least_variation
 
+INPUTS = 18  # channels of `look`
 WIDTH = 32  # channels between the convolutions
-DILATIONS = (1, 2, 1)
+DILATIONS = (1, 2, 4, 1, 1)
 CHUNK = 100  # images at once
-PIXELS = 5_000 * 32 * 32  # pixels of the training images that are fitted on
-EPOCHS = 8
-BATCH = 50 * 32 * 32  # pixels
+PIXELS = 20_000 * 32 * 32  # pixels of the training images that are fitted on
+EPOCHS = 3
+BATCH = 5 * 32 * 32  # pixels
 LR = 3e-3  # of Adam; falls to zero along half a cosine
 SEED = 0
 
@@ -43,10 +44,10 @@ def _chances(images, bit, state):
 
 
 class Predictor(nn.Sequential):
-    """float32 N×9×H×W (from `look`) -> float32 N×3×H×W: logits of the broken bit being 1."""
+    """float32 N×18×H×W (from `look`) -> float32 N×3×H×W: logits of the broken bit being 1."""
 
     def __init__(self):
-        widths = (9, *[WIDTH] * (len(DILATIONS) - 1), 3)
+        widths = (INPUTS, *[WIDTH] * (len(DILATIONS) - 1), 3)
         layers = []
         for number, dilation in enumerate(DILATIONS):
             layers.append(
@@ -54,51 +55,51 @@ class Predictor(nn.Sequential):
                     *widths[number : number + 2], 3, padding=dilation, dilation=dilation, padding_mode="replicate"
                 )
             )
-            layers.append(nn.ReLU())
+            layers.append(nn.GELU())
         super().__init__(*layers[:-1])
 
 
-def look(zeros, step):
-    """The net's inputs, float32 N×9×H×W, from the lower candidates, uint8 N×3×H×W.
+def look(scans, bit):
+    """The net's inputs, float32 N×18×H×W, from the scans of the four corners, uint8 4×N×3×H×W.
 
-    Channels: 3 of lower candidates and 3 of the candidates of least total variation, both scaled to [-1, 1); then 3
-    that are +1 where the latter is the upper candidate, else -1. step: 2^bit.
+    Channels: 3 of lower candidates and 3 of the mean of the scans, both scaled to [-1, 1); then 3 for each scan that
+    are +1 where it took the upper candidate, else -1.
     """
-    chosen = least_variation(zeros, step)
-    estimate = zeros + chosen.to(torch.uint8) * step
-    return torch.cat([zeros.float() / 128 - 1, estimate.float() / 128 - 1, 2 * chosen.float() - 1], 1)
+    zeros, mean = zeros_of(scans[0], bit), scans.float().mean(0)
+    return torch.cat([zeros.float() / 128 - 1, mean / 128 - 1, *(2 * get_bit(scans, bit).float() - 1)], 1)
 
 
-def learn_predictor(images, bit):
+def learn_predictor(images, bit, epochs=EPOCHS):
     """The state dict of a Predictor fitted for a bit.
 
     images: clean ones, uint8 N×3×H×W. If they have more than PIXELS pixels, only some of them, evenly spaced, are used.
     """
     size = images.shape[-2] * images.shape[-1]
     number, batch = (max(1, pixels // size) for pixels in (PIXELS, BATCH))
-    images = images[:: max(1, len(images) // number)][:number].contiguous()
-    step = 1 << bit
-    seen = look(images & (0xFF ^ step), step).half()
-    bits = (images >> bit & 1).half()
+    images = spaced(images, number)
+    scans, bits = corner_scans(images, bit), get_bit(images, bit)
     generator = torch.Generator().manual_seed(SEED)
     with torch.random.fork_rng():
         torch.manual_seed(SEED)
         net = Predictor()
     net.to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(net.parameters(), LR)
-    steps = EPOCHS * -(-len(images) // batch)
+    steps = epochs * -(-len(images) // batch)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for _ in range(EPOCHS):
+    for _ in range(epochs):
         for part in torch.randperm(len(images), generator=generator).split(batch):
-            inputs, target = seen[part].float(), bits[part].float()
-            if torch.rand((), generator=generator) < 0.5:
-                inputs, target = inputs.flip(-1), target.flip(-1)
-            loss = F.binary_cross_entropy_with_logits(net(inputs.contiguous(memory_format=torch.channels_last)), target)
+            logits = net(look(scans[:, part], bit).contiguous(memory_format=torch.channels_last))
+            loss = F.binary_cross_entropy_with_logits(logits, bits[part].float())
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             scheduler.step()
     return net.state_dict()
+
+
+def spaced(images, number):
+    """At most `number` of the images, evenly spaced."""
+    return images[:: max(1, len(images) // number)][:number]
 
 
 @torch.inference_mode()
@@ -111,7 +112,5 @@ def predict(zeros, bit, state):
         net = Predictor()
     net.load_state_dict(state, assign=True)
     net.to(zeros.device, memory_format=torch.channels_last)
-    parts = zeros.contiguous().split(CHUNK)
-    return torch.cat(
-        [net(look(part, 1 << bit).contiguous(memory_format=torch.channels_last)).sigmoid() for part in parts]
-    )
+    parts = (look(corner_scans(part, bit), bit) for part in zeros.split(CHUNK))
+    return torch.cat([net(part.contiguous(memory_format=torch.channels_last)).sigmoid() for part in parts])

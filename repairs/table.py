@@ -7,9 +7,11 @@ the plots then know it (docs/extending.md).
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
+
 from common import UserError
-from faults import MSB, NO_FAULT, Fault, faulty_images
-from repairs import colors, pixels
+from faults import MSB, NO_FAULT, Fault, broken_map
+from repairs import colors, masked, pixels
 from repairs.predictor import from_predictor, learn_predictor, mean_of_predictor
 from repairs.total_variation import from_total_variation
 
@@ -34,6 +36,7 @@ class Repair(NamedTuple):
     learn: Callable | None = None  # (clean training images, bit) -> state: a tensor, or a dict of tensors
     sources: tuple = ()  # the bits that it can copy, if it copies one; a sweep measures all
     cannot: tuple = ()  # the broken bits that it cannot mend, because it reads them
+    masked: Callable | None = None  # the same for any broken bits: (images, broken bits[, source]) -> images
 
 
 REPAIRS = {
@@ -42,14 +45,25 @@ REPAIRS = {
         "the bit at faulty_bit + neighbor_offset of the same value",
         RepairCost(),
         sources=tuple(range(MSB)),
+        masked=masked.copy_bit,
     ),
     "repaired_s": Repair(
-        pixels.copy_bit, "bit 7, the MSB, of the same value", RepairCost(), sources=(MSB,), cannot=(MSB,)
+        pixels.copy_bit,
+        "bit 7, the MSB, of the same value",
+        RepairCost(),
+        sources=(MSB,),
+        cannot=(MSB,),
+        masked=masked.copy_bit,
     ),
     "not_msb": Repair(pixels.opposite_of_msb, "the opposite of bit 7", RepairCost(operations=1), cannot=(MSB,)),
-    "constant_0": Repair(pixels.constant_0, "0", RepairCost()),
-    "constant_1": Repair(pixels.constant_1, "1", RepairCost()),
-    "midpoint": Repair(pixels.midpoint, "the value halfway between the two candidates", RepairCost(operations=1)),
+    "constant_0": Repair(pixels.constant_0, "0", RepairCost(), masked=masked.constant_0),
+    "constant_1": Repair(pixels.constant_1, "1", RepairCost(), masked=masked.constant_1),
+    "midpoint": Repair(
+        pixels.midpoint,
+        "the value halfway between the two candidates",
+        RepairCost(operations=1),
+        masked=masked.midpoint,
+    ),
     "table": Repair(
         pixels.look_up,
         "the value that a table from training images gives for the other seven bits",
@@ -57,12 +71,16 @@ REPAIRS = {
         pixels.learn_table,
     ),
     "left": Repair(
-        pixels.from_left, "the candidate nearer to the left neighbour", RepairCost(operations=1, comparisons=1)
+        pixels.from_left,
+        "the candidate nearer to the left neighbour",
+        RepairCost(operations=1, comparisons=1),
+        masked=masked.from_left,
     ),
     "median": Repair(
         pixels.from_median_predictor,
         "the candidate nearer to JPEG-LS' prediction",
         RepairCost(operations=3, comparisons=3, lines=1),
+        masked=masked.from_median_predictor,
     ),
     "neighbors": Repair(
         pixels.from_neighbors,
@@ -145,6 +163,37 @@ def repaired(fault, images, state=None):
     return row.mend(images, fault.bit, *extra)
 
 
-def with_fault(images, fault, seed, state=None):
-    """A whole data set (uint8 N×3×H×W) with a fault and its repair; image i depends on (fault, seed, i) alone."""
-    return repaired(fault, faulty_images(fault, images, seed), state)
+def with_repair(fault, repair, source=None, known=False):
+    """A fault of cells of the image memory with a repair, checked. ImpossibleRepair in one line if it cannot be.
+
+    known: the repair is told which cells are broken; else it takes every bit of the fault's planes for broken.
+    source: the bit that repaired_n copies.
+    """
+    row = REPAIRS[repair]
+    if fault.memory != "image":
+        raise ImpossibleRepair(f"{repair} mends images, not {fault.memory}")
+    if row.masked is None:
+        names = ", ".join(name for name, other in REPAIRS.items() if other.masked)
+        raise ImpossibleRepair(f"{repair} mends one broken plane: several bits are mended by {names}")
+    planes = [bit for bit, _ in fault.cells.planes]
+    if known and not fault.cells.persistent:
+        raise ImpossibleRepair("no memory test knows transient cells: --known is for persistent ones")
+    if not known and len(planes) == MSB + 1:
+        raise ImpossibleRepair(f"{repair} needs an intact bit, and all eight planes can break: use --known")
+    if repair == "repaired_s":
+        source = MSB
+    if (source is None) != (not row.sources) or (not known and source in planes):
+        raise ImpossibleRepair(f"{repair} cannot copy bit {source}: it takes an intact bit")
+    return fault._replace(repair=repair, source=source, known=known)
+
+
+def cells_repaired(fault, images, seed):
+    """Images under a fault of cells after the fault's repair, if it has one."""
+    if fault.repair is None:
+        return images
+    if fault.known:
+        broken = broken_map(fault, images.shape[1:], seed)
+    else:
+        broken = torch.tensor(sum(1 << bit for bit, _ in fault.cells.planes), dtype=torch.uint8)
+    row = REPAIRS[fault.repair]
+    return row.masked(images, broken, *([fault.source] if row.sources else []))

@@ -14,9 +14,6 @@ Source: Chambolle & Pock, "A First-Order Primal-Dual Algorithm for Convex Proble
 Esedoglu & Nikolova, "Algorithms for Finding Global Minimizers of Image Segmentation and Denoising Models" (2006).
 """
 
-from hashlib import sha256
-
-import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -28,9 +25,6 @@ CHECK = 25  # iterations between two checks whether images are done
 ITERATIONS = 3000  # at most; an image that is not done by then keeps its last candidates
 STEP = 0.35  # of primal and dual updates; must be below 1 / sqrt(8), as 8 bounds the squared norm of the differences
 CHUNK = 16_000  # values at once, so that the data of an iteration stay in a processor's cache
-REMEMBERED = 100_000  # chunks whose results are cached, as bits, about 200 MB: three repairs of a sweep share them
-
-_remembered = {}  # (step, shape, digest of the lower candidates) -> the result's bits, uint8; the oldest goes first
 
 
 def from_total_variation(images, bit):
@@ -53,18 +47,7 @@ def least_variation(zeros, step):
     zeros: uint8 N×C×H×W, the lower candidates; the upper ones are zeros + step.
     """
     images = max(1, CHUNK // zeros[0].numel())
-    return torch.cat([_recalled(part, step) for part in zeros.contiguous().split(images)])
-
-
-def _recalled(zeros, step):
-    """_least_variation, computed once for the same arguments as long as the result is cached."""
-    key = step, zeros.shape, sha256(zeros.cpu().numpy()).digest()
-    if key not in _remembered:
-        while len(_remembered) >= REMEMBERED:
-            del _remembered[next(iter(_remembered))]
-        _remembered[key] = np.packbits(_least_variation(zeros, step).cpu().numpy())
-    bits = np.unpackbits(_remembered[key], count=zeros.numel()).astype(bool)
-    return torch.from_numpy(bits).view(zeros.shape).to(zeros.device)
+    return torch.cat([_least_variation(part, step) for part in zeros.contiguous().split(images)])
 
 
 def _least_variation(zeros, step):

@@ -9,10 +9,10 @@ import matplotlib
 from matplotlib import pyplot as plt
 
 from common import written_whole
-from faults import NO_FAULT
+from faults import ALL_PLANES, MEMORIES, NO_FAULT, Cells
 from repairs import REPAIRS, ImpossibleRepair, fault_of, with_fault
 from report.summaries import summarize
-from report.tables import layout
+from report.tables import added, front, guarded, layout, protection_label
 
 PICTURES = 2  # test images in images.png
 DPI = 200  # of the PNGs
@@ -178,6 +178,102 @@ def draw_flips(sessions):
     return figure
 
 
+def draw_memories(name, summaries):
+    """Accuracy against the bit error rate, of all cells of each memory: a panel for persistent and for transient cells.
+
+    Of the image memory all eight planes break, of the others all layers. Inverted cells are flips, if they are weights.
+    """
+    figure, panels = _panels(name, ["bit error rate, persistent cells", "bit error rate, transient cells"])
+    styles = dict(zip(MEMORIES, _styles()))
+    for axes, persistent in zip(panels, (True, False)):
+        _level(axes, NO_FAULT, summaries, {"color": "#555555"}, "no fault")
+        for memory, style in styles.items():
+            faults = [fault for fault in whole_memories(summaries, memory) if fault.persistent == persistent]
+            if faults:
+                _draw(axes, faults, summaries, lambda fault: fault.level, style, memory)
+        axes.set_xscale("log")
+    _legend_below(figure, panels[0])
+    return figure
+
+
+def whole_memories(summaries, memory):
+    """The faults that invert cells of a whole memory, each cell for itself, without a repair."""
+    whole = [Cells(memory, persistent=persistent) for persistent in (True, False)]
+    if memory == "image":
+        whole = [cells._replace(planes=ALL_PLANES) for cells in whole]
+    return [
+        fault
+        for fault in summaries
+        if fault.repair is None
+        and ((fault.kind == "inverted" and fault.cells in whole) or (fault.kind, memory) == ("flips", "weights"))
+    ]
+
+
+def draw_protections(name, summaries, cost=added, cost_label="memory added for each stored bit"):
+    """Accuracy against what the guard of the image memory costs: a panel for each bit error rate.
+
+    The line is the Pareto front. cost: function fault -> number.
+    """
+    groups = guarded(summaries)
+    faults = next(iter(groups.values()))  # persistent cells, if they were measured
+    levels = sorted({fault.level for fault in faults})
+    across = min(2, len(levels))
+    down = -(-len(levels) // across)
+    figure, grid = plt.subplots(
+        down, across, figsize=(7.2, 1.6 + 2.4 * down), layout="constrained", sharex=True, sharey=True, squeeze=False
+    )
+    figure.suptitle(f"{name}, {'persistent' if faults[0].persistent else 'transient'} bit errors of the image memory")
+    styles = dict(zip(dict.fromkeys(map(protection_label, faults)), _styles()))
+    for axes in grid.flat[len(levels) :]:
+        axes.axis("off")
+    for axes, level in zip(grid.flat, levels):
+        axes.set_title(f"bit error rate {level:g}")
+        _level(axes, NO_FAULT, summaries, {"color": "#555555"}, "no fault")
+        best = front(faults, summaries, level)
+        axes.step([cost(fault) for fault in best], [summaries[fault].mean for fault in best], "#bbbbbb", where="post")
+        for fault in faults:
+            if fault.level == level:
+                style = {**styles[protection_label(fault)], "linestyle": ""}
+                axes.plot(cost(fault), summaries[fault].mean, label=protection_label(fault), **style)
+    for axes in grid[-1]:
+        axes.set_xlabel(cost_label)
+    figure.supylabel("top-1 accuracy (%)", fontsize="medium")
+    handles = {label: line for axes in grid.flat for line, label in zip(*axes.get_legend_handles_labels())}
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=4)
+    return figure
+
+
+def draw_layers(name, summaries):
+    """Accuracy against the bit error rate in one layer at a time: a panel for each memory, a line for each layer."""
+    faults = _of_one_layer(summaries)
+    memories = [memory for memory in MEMORIES if any(fault.memory == memory for fault in faults)]
+    figure, panels = _panels(name, [f"bit error rate, {memory} of one layer" for memory in memories])
+    layers = sorted({fault.cells.layers for fault in faults})
+    styles = dict(zip(layers, _styles()))
+    for axes, memory in zip(panels, memories):
+        _level(axes, NO_FAULT, summaries, {"color": "#555555"}, "no fault")
+        for layer, style in styles.items():
+            own = [fault for fault in faults if (fault.memory, fault.cells.layers) == (memory, layer)]
+            if own:
+                _draw(axes, own, summaries, lambda fault: fault.level, style, layer[0])
+        axes.set_xscale("log")
+    handles = {label: line for axes in panels for line, label in zip(*axes.get_legend_handles_labels())}
+    figure.set_figheight(figure.get_figheight() + 0.05 * len(handles))
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=4)
+    return figure
+
+
+def _of_one_layer(summaries):
+    """The faults that invert persistent cells of one layer."""
+    return [
+        fault
+        for fault in summaries
+        if fault.cells
+        and len(fault.cells.layers) == 1
+        and (fault.kind, fault.cells) == ("inverted", Cells(fault.memory, fault.cells.layers))
+    ]
+
+
 def _legend_below(figure, axes):
     """A legend below the axes, with room of its own however many lines there are."""
     handles, labels = axes.get_legend_handles_labels()
@@ -251,6 +347,12 @@ def write_plots(folder, sessions):
         for kind, draw in (("noise", draw_noise), ("flips", draw_flips)):
             if kind in found:
                 save(draw(sessions), folder / kind)
+        if any(fault.cells for memory in MEMORIES for fault in whole_memories(own, memory)):
+            save(draw_memories(name, own), folder / "memories")
+        if guarded(own):
+            save(draw_protections(name, own), folder / "protections")
+        if _of_one_layer(own):
+            save(draw_layers(name, own), folder / "layers")
         if len(sessions) > 1 and common(sessions):
             save(draw_nets(sessions), folder / "nets")
 

@@ -5,20 +5,28 @@ import io
 import math
 
 from common import UserError, write_text
-from faults import IMAGE_KINDS, KINDS, MSB, Fault
-from repairs import REPAIRS
+from faults import IMAGE_KINDS, KINDS, MEMORIES, MSB, READINGS, Cells, Fault, fault_of_cells, planes_of
+from repairs import PROTECTIONS, REPAIRS, with_protection, with_repair
 
 SAME = ("dataset", "images", "sess", "seed", "checkpoint", "n")  # columns that are the same in all rows of a file
 # columns that describe the fault, and the fields of Fault that they hold
 FAULT = {"fault": "kind", "bit": "bit", "repair": "repair", "source": "source", "level": "level", "run": "run"}
+FAULT |= {"p01": "p01", "p10": "p10", "known": "known", "protection": "protection"}
+CELLS = ("memory", "layers", "planes", "cells", "lines", "array")  # columns that say which cells can break
+CHANGES = ("intact", "broken", "mended", "changed")
 COLUMNS = (
     *SAME,
     *FAULT,
+    *CELLS,
+    "added",  # memory that the protection adds for each stored bit
     "run_seed",
     "made_by",  # digest of the code of fault and repair, and of the images that the repair learned from
+    "size",  # cells that can break
     "flipped",  # share of weight signs flipped, 0 to 1
     "recovered",  # share of the broken bits that have their original value, 0 to 1
     "psnr",  # of the images against the clean ones, dB
+    *CHANGES,  # images that the intact net classifies rightly, and what the fault changes (comparisons.changes)
+    "mcnemar",  # p of McNemar's exact test of a repair against no repair
     "correct",
     "correct5",
     "loss",
@@ -26,8 +34,12 @@ COLUMNS = (
     "top5",
 )
 NUMBERS = {
-    **dict.fromkeys(("seed", "bit", "source", "run", "run_seed", "n", "correct", "correct5"), int),
-    **dict.fromkeys(("level", "flipped", "recovered", "psnr", "loss", "top1", "top5"), float),
+    **dict.fromkeys(
+        ("seed", "bit", "source", "run", "run_seed", "known", "size", *CHANGES, "n", "correct", "correct5"), int
+    ),
+    **dict.fromkeys(
+        ("level", "p01", "p10", "added", "flipped", "recovered", "psnr", "mcnemar", "loss", "top1", "top5"), float
+    ),
 }  # types of the columns that are numbers
 
 
@@ -37,22 +49,65 @@ def row_of(fault, score, **rest):
     return {
         **dict.fromkeys(COLUMNS),
         **rest,
-        **{column: getattr(fault, field) for column, field in FAULT.items()},
+        **columns_of(fault),
         "correct": score.correct,
         "correct5": score.correct5,
         **rounded,
     }
 
 
+def columns_of(fault):
+    """The columns that describe a fault: {name: value}."""
+    cells = fault.cells or Cells(fault.memory)
+    return {
+        **{column: getattr(fault, field) for column, field in FAULT.items()},
+        "known": None if fault.known is None else int(fault.known),
+        "memory": fault.memory,
+        "layers": "+".join(cells.layers) or None,
+        "planes": fault.planes,
+        "cells": {True: "persistent", False: "transient", None: None}[fault.persistent],
+        "lines": cells.lines,
+        "added": PROTECTIONS[fault.protection].added if fault.protection else None,
+        "array": None if cells.array is None else f"{cells.array[0]}x{cells.array[1]}",
+    }
+
+
+def name_of(fault):
+    """A fault as part of a file's name."""
+    columns = columns_of(fault)
+    return "_".join(f"{name}-{columns[name]}" for name in (*FAULT, *CELLS) if columns[name] is not None)
+
+
 def fault_in(row):
     """The Fault that a row is about."""
-    return Fault(**{field: row[column] for column, field in FAULT.items()})
+    fault = Fault(**{field: row[column] for column, field in FAULT.items()})
+    if fault.bit is not None or fault.kind not in READINGS:
+        return fault
+    array = row["array"] and tuple(int(size) for size in row["array"].split("x"))
+    cells = Cells(
+        row["memory"],
+        tuple(row["layers"].split("+")) if row["layers"] else (),
+        planes_of(row["planes"]) if row["planes"] else (),
+        {"persistent": True, "transient": False}[row["cells"]],
+        row["lines"],
+        array,
+    )
+    return fault._replace(cells=cells, known=None if fault.known is None else bool(fault.known))
 
 
 def order(fault):
-    """Sort key of the rows of a file."""
+    """Sort key of the rows of a file: faults in the short form first, then memory by memory."""
     bit, source, level = (-1 if value is None else value for value in (fault.bit, fault.source, fault.level))
-    return KINDS.index(fault.kind), -bit, fault.repair or "", -source, level, fault.run
+    return _order_of_cells(fault), KINDS.index(fault.kind), -bit, fault.repair or "", -source, level, fault.run
+
+
+def _order_of_cells(fault):
+    if fault.cells is None:
+        return ()
+    memory, layers, planes, persistent, lines, array = fault.cells
+    known = -1 if fault.known is None else int(fault.known)
+    place = MEMORIES.index(memory), layers, planes, persistent, lines or "", array or ()
+    return *place, fault.p01 or 0, fault.p10 or 0, known, fault.protection or ""
 
 
 def to_line(row):
@@ -62,7 +117,18 @@ def to_line(row):
 
 
 HEADER = to_line(dict(zip(COLUMNS, COLUMNS)))
-LATER = ("made_by",)  # columns that older files do not have
+LATER = (
+    "made_by",
+    "p01",
+    "p10",
+    "known",
+    "protection",
+    *CELLS,
+    "added",
+    "size",
+    *CHANGES,
+    "mcnemar",
+)  # columns that older files do not have
 
 
 def lines_of(path):
@@ -117,7 +183,10 @@ def _checked(row):
     if not 0 <= correct <= correct5 <= n or n < 1:
         raise ValueError
     top1, top5 = round(100 * correct / n, 4), round(100 * correct5 / n, 4)
-    shares = [row[name] for name in ("flipped", "recovered") if row[name] is not None]
+    shares = [row[name] for name in ("flipped", "recovered", "mcnemar") if row[name] is not None]
+    changes = [row[name] for name in CHANGES if row[name] is not None]
+    if changes and not _add_up(*changes, correct, n):
+        raise ValueError
     sound = (
         is_sound(fault_in(row))
         and abs(row["top1"] - top1) < 0.06  # a spreadsheet may have rounded it
@@ -129,12 +198,24 @@ def _checked(row):
     )
     if not sound:
         raise ValueError
-    return row | {"top1": top1, "top5": top5}
+    described = columns_of(fault_in(row))
+    if any(row[name] not in (None, described[name]) for name in CELLS):
+        raise ValueError
+    return row | described | {"top1": top1, "top5": top5}
+
+
+def _add_up(intact, broken, mended, changed, correct, n):
+    """Do these numbers of images fit each other?"""
+    return intact - broken + mended == correct and 0 <= broken <= intact <= n and broken + mended <= changed <= n
 
 
 def is_sound(fault):
     """Is there such a fault?"""
     if not 0 <= fault.run < 10**9:
+        return False
+    if fault.cells:
+        return _of_cells_again(fault) == fault
+    if (fault.p01, fault.p10, fault.known, fault.protection) != (None, None, None, None):
         return False
     if fault.kind not in IMAGE_KINDS:
         level = fault.level is None if fault.kind == "none" else fault.level >= 0
@@ -146,6 +227,14 @@ def is_sound(fault):
     row = REPAIRS[fault.repair]
     source = fault.source != fault.bit and 0 <= fault.source <= MSB if row.sources else fault.source is None
     return source and fault.bit not in row.cannot and (fault.kind, fault.level, fault.run) == ("random", 1, 0)
+
+
+def _of_cells_again(fault):
+    """A fault of cells made anew of what it says. UserError if there is no such fault."""
+    made = fault_of_cells(fault.cells, fault.kind, fault.level, fault.run, fault.p01, fault.p10)
+    if fault.protection:
+        return with_protection(made, fault.protection, fault.repair)
+    return with_repair(made, fault.repair, fault.source, fault.known) if fault.repair else made
 
 
 def to_text(rows):

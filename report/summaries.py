@@ -5,8 +5,8 @@ import math
 import statistics
 from typing import NamedTuple
 
-from faults import NO_FAULT, Fault
-from report.rows import FAULT, SAME, fault_in, order
+from faults import NO_FAULT
+from report.rows import SAME, columns_of, fault_in, order
 
 Z95 = statistics.NormalDist().inv_cdf(0.975)
 # 97.5 % quantiles of Student's t for 2, 3, … runs; for more than 20 runs the last one is used, a little too large
@@ -15,7 +15,15 @@ T95 = (
     *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093),
 )
 LEAST_LOSS = 3.0  # percentage points of accuracy; if a fault costs less, no share recovered is given
-EXTRAS = ("flipped", "recovered", "psnr")  # fields of a Summary whose column is empty in some rows
+EXTRAS = (
+    "flipped",
+    "recovered",
+    "psnr",
+    "broken",
+    "changed",
+    "mcnemar",
+    "size",
+)  # fields of a Summary whose column is empty in some rows
 
 
 class Summary(NamedTuple):
@@ -31,6 +39,10 @@ class Summary(NamedTuple):
     flipped: float | None  # mean share of binary weights flipped, 0 to 1
     recovered: float | None  # mean share of the broken bits that have their original value, 0 to 1
     psnr: float | None  # of the images against the clean ones, dB, mean of the runs
+    broken: float | None  # mean number of images that the intact net alone classifies rightly: silent data corruption
+    changed: float | None  # mean number of images whose predicted class changes
+    mcnemar: float | None  # p of the repair against no repair, mean of the runs
+    size: float | None  # cells that can break
     won: float | None = None  # share of the accuracy lost to a random bit that the repair recovers; below 0: harm
 
 
@@ -63,8 +75,8 @@ def summarize(rows):
 
 def _won(fault, summaries):
     """Share of the lost accuracy that a repair recovers; None without a repair, or for too small a loss."""
-    faulty = summaries.get(Fault("random", fault.bit, level=fault.level))
-    if fault.repair is None or faulty is None or NO_FAULT not in summaries:
+    faulty = summaries.get(fault._replace(repair=None, source=None, known=None, protection=None))
+    if (fault.repair or fault.protection) is None or faulty is None or NO_FAULT not in summaries:
         return None
     lost = summaries[NO_FAULT].mean - faulty.mean
     return (summaries[fault].mean - faulty.mean) / lost if lost >= LEAST_LOSS else None
@@ -85,11 +97,7 @@ def summary_json(rows):
     """The text of a session's summary.json, from its rows."""
     cells = []
     for fault, figures in summarize(rows).items():
-        known = {
-            column: getattr(fault, field)
-            for column, field in FAULT.items()
-            if getattr(fault, field) is not None and column != "run"
-        }
+        known = {column: value for column, value in columns_of(fault).items() if value is not None and column != "run"}
         measured = {key: value for key, value in figures._asdict().items() if value is not None and key != "n"}
         cells.append({**known, **{key: round(value, 6) for key, value in measured.items()}})
     return json.dumps({**{key: rows[0][key] for key in SAME}, "cells": cells}, indent=1) + "\n"

@@ -5,8 +5,9 @@ from collections import Counter
 from typing import NamedTuple
 
 from datasets import DATASETS
-from faults import IMAGE_KINDS, KINDS, MSB, NO_FAULT, NOISE_KINDS, WEIGHT_KINDS
-from repairs import REPAIRS
+from faults import ALL_PLANES, KINDS, MEMORIES, MSB, NO_FAULT, NOISE_KINDS
+from repairs import PROTECTIONS, REPAIRS
+from report.comparisons import campaign_size
 from report.rows import order
 from report.summaries import LEAST_LOSS, summarize
 
@@ -19,7 +20,7 @@ LABELS = {
     "noise_relative": "relative to each layer's RMS weight",
     "flips": "accuracy (%)",
 }
-OWN_ONLY = ("won", "recovered", "psnr")  # tables that are left out of the comparison of two nets
+OWN_ONLY = ("won", "recovered", "psnr", "broken", "mcnemar")  # tables that are left out of the comparison of two nets
 
 
 def label(fault):
@@ -31,6 +32,33 @@ def label(fault):
     return f"repaired by {f'MSB ({MSB})' if fault.source == MSB else f'bit {fault.source}'}"
 
 
+def cells_label(fault):
+    """The same for a fault of cells, without its memory."""
+    cells = fault.cells
+    if cells is None:
+        return "inverted, persistent" if fault.kind == "flips" else label(fault)
+    reading = f"asymmetric {fault.p01:g}/{fault.p10:g}" if fault.kind == "asymmetric" else fault.kind
+    parts = [reading.replace("_", "-"), "persistent" if cells.persistent else "transient"]
+    if cells.layers:
+        parts.append("+".join(cells.layers))
+    if cells.planes not in ((), ALL_PLANES):
+        parts.append(f"planes {fault.planes}")
+    if cells.lines:
+        parts.append(f"{cells.lines}s of {cells.array[0]}x{cells.array[1]}")
+    if fault.protection:
+        parts.append(protection_label(fault))
+    elif fault.repair:
+        parts.append(label(fault) + (", cells known" if fault.known else ""))
+    return ", ".join(parts)
+
+
+def protection_label(fault):
+    """What guards the image memory of a fault of cells: a protection, a repair, or nothing."""
+    if fault.protection:
+        return f"{fault.protection} + {fault.repair}" if fault.repair else fault.protection
+    return label(fault) if fault.repair else "nothing"
+
+
 class Table(NamedTuple):
     title: str
     headings: list
@@ -39,7 +67,7 @@ class Table(NamedTuple):
 
 def layout(faults):
     """{name: Table} of the tables that have rows for these faults ({Fault: Summary}), laid out as the original's."""
-    image = [fault for fault in faults if fault.kind in IMAGE_KINDS]
+    image = [fault for fault in faults if fault.bit is not None]
     planes = [fault for fault in image if fault.level == 1]
     won = [fault for fault in planes if faults[fault].won is not None]
     judged = [fault for fault in planes if faults[fault].recovered is not None]
@@ -65,6 +93,21 @@ def layout(faults):
         "recovered": _table("Broken bits with their original value (%)", "share", judged, label, "bit", "recovered"),
         "psnr": _table("Peak signal-to-noise ratio of the images (dB)", "PSNR", judged, label, "bit", "psnr"),
     }
+    compared = [fault for fault in planes if faults[fault].mcnemar is not None]
+    found["broken"] = _table(
+        "Silent data corruption: images that the intact net alone classifies rightly (%)",
+        "share",
+        [fault for fault in planes if faults[fault].broken is not None],
+        label,
+        "bit",
+        "broken",
+    )
+    found["mcnemar"] = _table(
+        "McNemar's exact test of each repair against no repair", "p", compared, label, "bit", "mcnemar"
+    )
+    for memory in MEMORIES:
+        of_cells = [fault for fault in faults if fault.cells and fault.memory == memory and not fault.protection]
+        found[memory] = _table(f"Broken cells of the {memory} memory", "probability", of_cells, cells_label, "level")
     return {name: table for name, table in found.items() if table.rows}
 
 
@@ -88,8 +131,10 @@ def _table(title, corner, faults, row_label, field, figure="mean"):
         clean = NO_FAULT if figure == "mean" and (field == "level" or not rows) else None
         line = [clean, *map(found.get, values)]
         rows.append((name, figure, line))
-        if any(fault.kind in WEIGHT_KINDS for fault in found.values()):
+        if any(fault.memory == "weights" for fault in found.values()):
             rows.append(("signs flipped (%)", "flipped", line))
+        if any(fault.cells for fault in found.values()):
+            rows.append(("silent data corruption (%)", "broken", line))
     headings = (
         ["no fault", *(f"bit {bit}" for bit in values)]
         if field == "bit"
@@ -106,6 +151,10 @@ def cell_text(summary, field):
         return f"{100 * summary.recovered:.2f}"
     if field == "won":
         return f"{100 * summary.won:.0f}"
+    if field == "broken":
+        return "–" if summary.broken is None else f"{100 * summary.broken / summary.n:.2f}"
+    if field == "mcnemar":
+        return f"{summary.mcnemar:.2g}"
     if field == "psnr":
         return "–" if summary.psnr is None else f"{summary.psnr:.2f}"
     spread = "" if summary.std is None else f" ± {summary.std:.3f}"
@@ -114,8 +163,14 @@ def cell_text(summary, field):
 
 def _compared(summary, other, field):
     """The text of a cell in a table of two sessions: both figures, and other minus this."""
-    mine, its = (100 * (each.flipped or 0) if field == "flipped" else each.mean for each in (summary, other))
+    mine, its = (_percent(each, field) for each in (summary, other))
     return f"{mine:.3f} / {its:.3f} ({its - mine:+.3f})"
+
+
+def _percent(summary, field):
+    if field == "flipped":
+        return 100 * (summary.flipped or 0)
+    return 100 * (summary.broken or 0) / summary.n if field == "broken" else summary.mean
 
 
 def _markdown(summaries, others=None):
@@ -145,7 +200,7 @@ def matrices(sessions):
     """
     times = Counter(fault for summaries in sessions.values() for fault in summaries)
     faults = [fault for fault, number in times.items() if number > 1]
-    planes = [fault for fault in faults if fault.level == 1 and fault.kind in IMAGE_KINDS]
+    planes = [fault for fault in faults if fault.level == 1 and fault.bit is not None]
     tested = {
         f"Bit {bit}": [fault for fault in planes if fault.bit == bit]
         for bit in sorted({fault.bit for fault in planes}, reverse=True)
@@ -177,6 +232,76 @@ def _costs(summaries):
         yield ""
 
 
+def guarded(summaries):
+    """{persistent: faults} that invert cells of the whole image memory, by what guards it, where a protection is."""
+    faults = [
+        fault
+        for fault in summaries
+        if fault.cells and fault.memory == "image" and fault.kind == "inverted"
+        if (fault.cells.planes, fault.cells.lines) == (ALL_PLANES, None)
+    ]
+    return {
+        persistent: [fault for fault in faults if fault.persistent == persistent]
+        for persistent in (True, False)
+        if any(fault.protection and fault.persistent == persistent for fault in faults)
+    }
+
+
+def added(fault):
+    """Memory that guards a fault of the image memory, for each stored bit; a map of known cells is not counted."""
+    return PROTECTIONS[fault.protection].added if fault.protection else 0
+
+
+def _protections(summaries):
+    """Yields Markdown lines: tables of what guards the image memory, with the memory that it adds."""
+    for persistent, faults in guarded(summaries).items():
+        kept = "persistent" if persistent else "transient"
+        levels = sorted({fault.level for fault in faults})
+        yield f"### Protections and repairs of the image memory, {kept} cells inverted: accuracy (%)\n"
+        yield "Memory added is for each stored bit. Bold: no other reaches this accuracy with as little memory.\n"
+        yield "| image memory | memory added | " + " | ".join(f"{level:g}" for level in levels) + " |"
+        yield "|---" + "|--:" * (len(levels) + 1) + "|"
+        fronts = [front(faults, summaries, level) for level in levels]
+        lines = {}
+        for fault in sorted(faults, key=lambda fault: (added(fault), *map(str, _place(fault)))):
+            lines.setdefault((protection_label(fault), added(fault)), {})[fault.level] = fault
+        for (name, memory), found in lines.items():
+            texts = [name, f"{memory:.3g}"]
+            for level, best in zip(levels, fronts):
+                mean = f"{summaries[found[level]].mean:.2f}" if level in found else "–"
+                texts.append(f"**{mean}**" if found.get(level) in best else mean)
+            yield "| " + " | ".join(texts) + " |"
+        yield ""
+
+
+def front(faults, summaries, level):
+    """The faults of one level on the Pareto front: none other adds as little memory and is as accurate, or better."""
+    best, found = -1.0, []
+    own = [fault for fault in faults if fault.level == level]
+    for fault in sorted(own, key=lambda fault: (added(fault), -summaries[fault].mean)):
+        if summaries[fault].mean > best:
+            best = summaries[fault].mean
+            found.append(fault)
+    return found
+
+
+def _campaigns(summaries):
+    """Yields Markdown lines: how many single faults of each memory a campaign must draw."""
+    sizes = {}
+    for fault, summary in summaries.items():
+        if fault.cells and summary.size is not None:
+            sizes[fault.memory] = max(sizes.get(fault.memory, 0), int(summary.size))
+    if sizes:
+        yield "### Single faults to draw, for a share to ± 1 %\n"
+        yield "n = N / (1 + e²(N − 1) / (t² p(1 − p))) of N cells, with e = 1 % and p = ½.\n"
+        yield "| memory | cells | 95 % confidence | 99 % confidence |"
+        yield "|---|--:|--:|--:|"
+        for memory, size in sizes.items():
+            drawn = [campaign_size(size, confidence=confidence) for confidence in (0.95, 0.99)]
+            yield f"| {memory} | {size} | {drawn[0]} | {drawn[1]} |"
+        yield ""
+
+
 def markdown(name, rows, others):
     """The text of a session's tables.md: its own tables, then the difference to one other, or nets × faults of all.
 
@@ -194,7 +319,7 @@ def markdown(name, rows, others):
         "widened by Student's t over the runs.\n",
         *_markdown(summaries),
     ]
-    lines += _costs(summaries)
+    lines += [*_protections(summaries), *_costs(summaries), *_campaigns(summaries)]
     others = {other: summarize(other_rows) for other, other_rows in others.items()}
     if len(others) > 1:
         lines += ["## Nets × faults\n", *matrices({name: summaries, **others})]

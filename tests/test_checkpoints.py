@@ -12,7 +12,7 @@ from made import save_checkpoint, write_cifar10
 
 import pack
 from common import UserError
-from engine import checkpoints
+from engine import checkpoints, packing
 from models import CNV, TOPOLOGIES, Topology
 
 SMALL = Topology(size=32, conv=((8, False), (16, True)), fc=(24,))
@@ -142,7 +142,7 @@ def test_a_packed_net_that_does_not_score_as_before(monkeypatch, tmp_path, run_s
     path = checkpoints.packed_path_of("cifar10_smaller", 11111)
     before = path.read_bytes()
     scores = iter((1, 2))
-    monkeypatch.setattr(pack, "evaluate", lambda net, batches: next(scores))
+    monkeypatch.setattr(packing, "evaluate", lambda net, batches: next(scores))
     status, _, err = run_script(pack, "--data", ".")
     assert status == 1 and "packed, the net does not score as before" in err
     assert path.read_bytes() == before and not list(path.parent.glob(".*"))

@@ -54,9 +54,10 @@ SETTINGS = (
     ("neighbors", 5),
     ("flips", 0.02),
 )
-# first digits of the SHA-256 of a net's predictions for 40 synthetic images in each of SETTINGS, as when they were packed
+# first digits of the SHA-256 of a net's predictions for 40 synthetic images in each of SETTINGS, when it was packed
 PREDICTED = {
-    "cifar10_smaller_40epochs": "0177374f 33ce6d9e 55db0e78 7e8b9caa 76efa778 4056da6f c15f222d 731ad7b3 7ac21630 306e0e66",
+    "cifar10_smaller_40epochs": "0177374f 33ce6d9e 55db0e78 7e8b9caa 76efa778 4056da6f c15f222d 731ad7b3 7ac21630 "
+    "306e0e66",
     "cifar10_smaller_flip": "1ca34fdd 940a067f 916e37df 514b6099 2b160643 f13fc9c4 445f289b 3aaef48a cf2d1a7a 0955fdc0",
     "cifar10_smaller_pad": "c1b2c577 b246c7ad 3f106cad 280a89e3 45c161c9 b1445b93 9054491a 59fbc304 d103023b 4e9f0ee0",
     "cifar10_smaller": "9ca84b62 e6dc2976 1b335ad5 70327b0b 749ccdc4 0f98e657 772ddf40 79913913 a03054ab e7cb7a66",

@@ -130,12 +130,19 @@ def test_interrupted_and_resumed_equals_uninterrupted(root, data, succeed):
     assert interrupted.returncode > 0 and "Traceback" not in interrupted.stderr
     assert "holds epoch 2, --resume goes on from there" in interrupted.stderr
     two_epochs = CHECKPOINT.with_suffix(".csv").read_text()
+    cycle = {path: path.read_bytes() for path in Path("checkpoint").glob("*.packed.*")}
 
     resumed = succeed(*options, "--resume")
     assert [line.split("  ")[0] for line in resumed[2:]] == ["epoch 3/4", "epoch 4/4"]
     assert same(timeless(CHECKPOINT), timeless(whole))
     assert CHECKPOINT.with_suffix(".csv").read_text().startswith(two_epochs)
     assert "trained to the end" in succeed(*options, "--resume")[-1]
+
+    CHECKPOINT.unlink()  # on another machine there is only the packed net of the first cycle
+    for path, content in cycle.items():
+        path.write_bytes(content)
+    succeed(*options, "--resume")
+    assert same(timeless(CHECKPOINT), timeless(whole))
 
 
 def test_training_repeats_evaluates_and_logs(data, succeed):

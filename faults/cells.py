@@ -1,0 +1,104 @@
+"""Which cells of a memory are broken, and which of them read another value than they hold.
+
+A memory is a row of one-bit cells with addresses from 0. Each cell has one uniform number u for a seed, and is broken
+if u < level. So what is broken at one level is broken at every larger one.
+"""
+
+import numpy as np
+
+from common import UserError
+from faults.fault import MEMORIES
+
+RARE = 1 / 256  # cells with a u below this are drawn by count and place
+
+
+def broken_cells(level, count, key):
+    """The addresses, int64 in rising order, of the cells among `count` whose u is below `level`, from 0 to 1.
+
+    key: whole numbers that the draw depends on. Below RARE the number of cells is drawn first (binomial), then their
+    places, then their u: the cost is that of the broken cells. From RARE on, a byte for every other cell says in which
+    256th of the rest its u lies. Only the cells in the same 256th as `level` need a finer number.
+    """
+    if level == 1:
+        return np.arange(count)
+    generator = np.random.default_rng(key)
+    places = generator.choice(count, generator.binomial(count, RARE), replace=False, shuffle=False)
+    if level <= RARE:
+        return np.sort(places[generator.random(len(places)) * RARE < level])
+    whole, part = divmod(256 * (level - RARE) / (1 - RARE), 1)
+    steps = np.frombuffer(generator.bytes(count), np.uint8)
+    broken = steps < whole
+    same = np.flatnonzero(steps == whole)
+    broken[same] = generator.random(len(same)) < part
+    broken[places] = True
+    return np.flatnonzero(broken)
+
+
+def broken_in(fault, level, count, key):
+    """broken_cells of a Fault: its cells one by one, or whole rows or columns of its array.
+
+    The memory is written into the array row by row. UserError if it does not fit.
+    """
+    lines, array = fault.cells.lines, fault.cells.array
+    if lines is None:
+        return broken_cells(level, count, key)
+    rows, columns = array
+    if rows * columns < count:
+        raise UserError(
+            f"an array of {rows}x{columns} cells does not hold the {count} bits of the {fault.memory} memory"
+        )
+    number, step = (rows, columns) if lines == "row" else (columns, 1)
+    along = np.arange(columns) if lines == "row" else np.arange(rows) * columns
+    cells = np.sort((broken_cells(level, number, key)[:, None] * step + along).ravel())
+    return cells[cells < count]
+
+
+def misreads(fault, count, seed, image=None, select=None):
+    """(up, down): addresses, int64, of the cells that read 1 where they hold 0, and of those that read 0 for 1.
+
+    count: cells of the memory. image: number of the image whose data the memory holds; None for a memory that is read
+    once. select: see draw. The two are one object where the cells are inverted.
+    """
+    if fault.kind == "asymmetric":
+        return tuple(draw(fault, fault.level * p, count, seed, image, select) for p in (fault.p01, fault.p10))
+    cells = draw(fault, fault.level, count, seed, image, select)
+    if fault.kind == "inverted":
+        return cells, cells
+    if fault.kind == "random":
+        reads = random_bits(count, _key(fault, "reads", seed, image), cells)
+        return cells[reads == 1], cells[reads == 0]
+    none = cells[:0]
+    return (cells, none) if fault.kind == "stuck_at_1" else (none, cells)
+
+
+def wrong_cells(up, down, value_of):
+    """The addresses that read another value than they hold. value_of: function addresses -> values, 0 or 1."""
+    if up is down:
+        return up
+    return np.concatenate([up[value_of(up) == 0], down[value_of(down) == 1]])
+
+
+def draw(fault, level, count, seed, image=None, select=None):
+    """The addresses, int64, of the broken cells, for an image or for all.
+
+    select: function (broken, level) -> addresses, which keeps those that can break; `broken` is a function level ->
+    addresses. None: all can.
+    """
+    key = _key(fault, "cells", seed, None if fault.cells.persistent else image)
+
+    def broken(level):
+        return broken_in(fault, level, count, key)
+
+    return select(broken, level) if select else broken(level)
+
+
+def random_bits(count, key, addresses):
+    """What some of `count` cells read that read at random: uint8 0 or 1, a value for each cell and key."""
+    packed = np.frombuffer(np.random.default_rng(key).bytes((count + 7) // 8), np.uint8)
+    return packed[addresses >> 3] >> (addresses & 7).astype(np.uint8) & 1
+
+
+def _key(fault, what, seed, image):
+    """The key of a draw: none of its streams is one of faults/images.py, whose keys end in the image or in 1."""
+    stream = 2 + 2 * MEMORIES.index(fault.memory) + ("cells", "reads").index(what)
+    return [seed, 0 if image is None else image + 1, stream]

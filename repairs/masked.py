@@ -1,0 +1,76 @@
+"""Repairs of values with any broken bits: (uint8 images N×C×H×W, broken bits) -> repaired images.
+
+The broken bits are a uint8 tensor that broadcasts to the images, 1 in the place of each broken bit: the same planes for
+all values, or what a memory test has found. A repair does not depend on what the broken bits read. With one broken bit
+in every value, each gives what the repair of the same name in pixels.py gives.
+"""
+
+import torch
+
+from faults import MSB, get_bit
+from repairs.pixels import GREY, median_prediction
+
+
+def constant_0(images, broken):
+    return images & ~broken
+
+
+def constant_1(images, broken):
+    return images | broken
+
+
+def midpoint(images, broken):
+    """The value halfway between the least and the greatest candidate, rounded down; changes other bits, too."""
+    low, high = (images & ~broken).short(), (images | broken).short()
+    return ((low + high) >> 1).to(torch.uint8)
+
+
+def copy_bit(images, broken, source):
+    """The images with each broken bit copied from the bit at `source` of the same value."""
+    return images & ~broken | broken * get_bit(images, source)
+
+
+def nearest(low, broken, prediction):
+    """The candidate nearest to a prediction, of equally near ones the lower: int16.
+
+    low: the values with the broken bits 0. broken: the broken bits. All int16, of one shape.
+    """
+    below = low.clone()  # becomes the greatest candidate up to the prediction, or the least if there is none
+    for bit in range(MSB, -1, -1):
+        more = below + (broken & 1 << bit)
+        below = torch.where(more <= prediction, more, below)
+    # the next candidate: the intact bits are set to 1, so that a carry passes over them
+    above = low + (((below | 0xFF ^ broken) + 1) & broken)
+    above = torch.where(below == low + broken, below, above)
+    return torch.where(above - prediction < prediction - below, above, below)
+
+
+def from_left(images, broken):
+    """The candidate nearest to the repaired left neighbour; in the first column, to the repaired upper one."""
+    low, broken = _both(images, broken)
+    repaired, above = low.clone(), torch.full_like(low[..., 0, 0], GREY)
+    for y in range(low.shape[-2]):
+        repaired[..., y, 0] = above = nearest(low[..., y, 0], broken[..., y, 0], above)
+    for x in range(1, low.shape[-1]):
+        repaired[..., x] = nearest(low[..., x], broken[..., x], repaired[..., x - 1])
+    return repaired.to(torch.uint8)
+
+
+def from_median_predictor(images, broken):
+    """The candidate nearest to JPEG-LS' prediction from the repaired neighbours, as in pixels.py."""
+    low, broken = _both(images, broken)
+    height, width = low.shape[-2:]
+    framed = torch.zeros(*low.shape[:-2], height + 1, width + 1, dtype=torch.int16, device=low.device)
+    for diagonal in range(height + width - 1):
+        y = torch.arange(max(0, diagonal - width + 1), min(height, diagonal + 1), device=low.device)
+        x = diagonal - y
+        prediction = median_prediction(framed, y, x)
+        if diagonal == 0:
+            prediction = torch.full_like(prediction, GREY)
+        framed[..., y + 1, x + 1] = nearest(low[..., y, x], broken[..., y, x], prediction)
+    return framed[..., 1:, 1:].to(torch.uint8)
+
+
+def _both(images, broken):
+    """(lower candidates, broken bits) of each value: int16, of the shape of the images."""
+    return (images & ~broken).short(), broken.short().expand(images.shape)
