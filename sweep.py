@@ -621,10 +621,10 @@ def sweep(args, processes):
         measure_missing(sessions, possible_faults(args, sessions), processes)
         processes.wait()
         if processes.rank == 0:
-            written = write_up(sessions)
+            changed = write_up(sessions)
             for session in sessions if args.critical else []:
                 session.search(args.runs, processes.print)
-            if written:
+            if changed:
                 print(f"{write_page(as_path(args.results), args.data, args.workers)[0]}: all sessions")
 
 

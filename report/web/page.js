@@ -48,10 +48,12 @@ function traceOf(line, figure, off, width) {
   const across = figure.rows
     ? { x: values, y: line.x, error_x: error, mode: "markers" }
     : { x: line.x, y: values, ...(line.only !== "lines" && { error_y: error }), mode: line.only || "lines+markers" };
-  return { ...across, type: "scatter", name: escaped(line.name), visible: !off.has(line.name), hoverinfo: "text",
-    text: cells.map((cell) => hover(cell.text, width)),
-    line: { color, dash, width: 1.5, shape: line.only === "lines" ? "hv" : "linear" },
-    marker: { color, symbol: mark, size: 8 } };
+  const drawn = {
+    ...(across.mode.includes("lines") && { line: { color, dash, width: 1.5, shape: line.only ? "hv" : "linear" } }),
+    ...(across.mode.includes("markers") && { marker: { color, symbol: mark, size: 8 } }),
+  };
+  return { ...across, ...drawn, type: "scatter", name: escaped(line.name), visible: !off.has(line.name),
+    hoverinfo: "text", text: cells.map((cell) => hover(cell.text, width)) };
 }
 
 function layoutOf(figure, width) {
