@@ -7,11 +7,12 @@ from itertools import cycle, islice
 from typing import NamedTuple
 
 from datasets import DATASETS
-from faults import IMAGE_KINDS, KINDS, MSB, NO_FAULT, Fault
+from faults import KINDS, MSB, NO_FAULT, NOISE_KINDS
 from models import TOPOLOGIES
 from repairs import REPAIRS
 from report.page_words import source_of, value_of, what_of
-from report.tables import LABELS, label
+from report.rows import order
+from report.tables import added, cells_label, guarded, label, protection_label
 
 # lines differ in colour, mark and dash; the colours have a contrast of 3.7 or more against black and white pages
 COLORS = [
@@ -95,8 +96,10 @@ FRONT_STYLE = {FRONT: {"color": COLORS[5], "mark": "circle", "sign": "─", "das
 
 def _labels(sessions):
     """The labels of all lines that are not nets."""
-    faults = {fault for session in sessions for fault in session.cells}
-    return list(dict.fromkeys(label(fault) for fault in sorted(faults, key=_place)))
+    faults = sorted({fault for session in sessions for fault in session.cells}, key=_place)
+    planes = [label(fault) for fault in faults if fault.bit is not None]
+    guards = [protection_label(fault) for fault in faults if fault.cells and fault.memory == "image"]
+    return list(dict.fromkeys([*planes, *guards]))
 
 
 def _styles(names):
@@ -121,12 +124,12 @@ def _figure(lines, x, off=(), **rest):
 
 def _planes(session):
     """The session's Cells of whole broken bit planes."""
-    return [cell for fault, cell in session.cells.items() if fault.kind in IMAGE_KINDS and fault.level == 1]
+    return [cell for fault, cell in session.cells.items() if fault.bit is not None and fault.level == 1]
 
 
 def _shares(session):
     """The shares of a plane below 1 at which its unrepaired bits were measured, largest first."""
-    levels = {fault.level for fault in session.cells if fault.kind == "random" and fault.level < 1}
+    levels = {fault.level for fault in session.cells if fault.bit is not None and fault.level < 1}
     return sorted(levels, reverse=True)
 
 
@@ -168,7 +171,7 @@ def bits_of_a_net(sessions, cells):
         planes = _planes(session)
         for share in [1.0, *_shares(session)] if planes else []:
             shares.add(share)
-            partly = [cell for fault, cell in session.cells.items() if fault.kind == "random" and fault.level == share]
+            partly = [cell for fault, cell in session.cells.items() if fault.bit is not None and fault.level == share]
             mended = [cell for cell in planes if cell.fault.repair]
             found = planes if share == 1 else [*partly, *mended]
             lines = [_line(name, session, own, cells, _bit) for name, own in _by_label(found).items()]
@@ -204,12 +207,12 @@ def nets_under_a_fault(sessions, cells):
 def nets_at_a_level(sessions, cells):
     """Accuracy against how much of a memory is broken: a line for each net."""
     figures = {}
-    for kind, bit in _memories(sessions):
-        memory, axis = _memory(kind, bit)
+    for broken in _memories(sessions):
+        memory, axis = _memory(broken)
+        log = broken.kind not in NOISE_KINDS
         by_level, by_signs = [], []
         for session in sessions:
-            found = [cell for fault, cell in session.cells.items() if fault == Fault(kind, bit, level=fault.level)]
-            log = kind in ("flips", "random")
+            found = [cell for fault, cell in session.cells.items() if fault._replace(level=None) == broken]
             clean = [session.cells[NO_FAULT]] if NO_FAULT in session.cells and not log else []
             if found:
                 by_level.append(_line(session.name, session, [*clean, *found], cells, _level))
@@ -230,22 +233,25 @@ def _flipped(cell):
 
 
 def _memories(sessions):
-    """(kind, bit or None) of the memories measured at levels below 1, in a fixed order."""
+    """Faults without a level, one for each memory and way to break it, unrepaired, that was measured below level 1."""
     found = {
-        (fault.kind, fault.bit)
+        fault._replace(level=None)
         for session in sessions
         for fault in session.cells
-        if fault == Fault(fault.kind, fault.bit, level=fault.level) and fault.level and fault.kind != "none"
-        if fault.kind not in IMAGE_KINDS or fault.level < 1
+        if not (fault.repair or fault.protection or fault == NO_FAULT)
+        if fault.memory != "image" or fault.level < 1
     }
-    return sorted(found, key=lambda memory: (memory[1] is None, memory[0], -(memory[1] or 0)))
+    return sorted(found, key=lambda fault: (fault.cells is not None, order(fault)))
 
 
-def _memory(kind, bit):
-    """(name of a memory, title of its axis)"""
-    if kind in IMAGE_KINDS:
-        return f"image bit {bit}, {LABELS[kind]}", "share of the plane's bits broken"
-    return MEMORIES.get(kind, (kind, "level"))
+def _memory(fault):
+    """(name of a memory and how it breaks, title of its axis)"""
+    if fault.bit is not None:
+        return f"image bit {fault.bit}, {label(fault)}", "share of the plane's bits broken"
+    if fault.kind in MEMORIES:
+        return MEMORIES[fault.kind]
+    what = f"{fault.cells.lines}s" if fault.cells.lines else "cells"
+    return f"{fault.memory}, {cells_label(fault)}", f"probability that one of the {what} is broken"
 
 
 def repairs_at_a_bit(sessions, cells):
@@ -314,31 +320,33 @@ def _is_cheap(fault):
 
 
 def accuracy_against_memory_added(sessions, cells):
-    """Accuracy against the memory that a protection adds, with the Pareto front, where the rows say how much it is."""
+    """Accuracy against the memory that a protection of the image memory adds, with the Pareto front, where measured."""
     figures = {}
     for session in sessions:
-        groups = {}
-        for fault, cell in session.cells.items():
-            if cell.added is not None and fault.kind != "none":
-                memory, _ = _memory(fault.kind, fault.bit)
-                groups.setdefault(f"{memory}, {fault.level:g}", []).append((cell.added, cell))
-        for group, points in groups.items():
-            axis = {"title": "memory added, bits per stored bit"}
-            figures[session.name, group] = _scatter(session, points, cells, axis)
+        for persistent, faults in guarded(session.summaries).items():
+            kept = "persistent" if persistent else "transient"
+            for level in sorted({fault.level for fault in faults}):
+                points = [(added(fault), session.cells[fault]) for fault in faults if fault.level == level]
+                axis = {"title": "memory added for each stored bit"}
+                figures[session.name, kept, f"{level:g}"] = _scatter(session, points, cells, axis, protection_label)
     what = (
-        "Accuracy against the memory that a protection adds. The front: nothing that adds less or the same is better."
+        "Accuracy with inverted cells of the image memory against the memory that a protection adds. The front: "
+        "nothing that adds less or the same is better."
     )
-    return Plot(
-        "added", "Memory added", what, {"net": _options(figures, 0), "memory and rate": _options(figures, 1)}, figures
-    )
+    names = ("net", "cells", "bit error rate")
+    choices = {name: _options(figures, place) for place, name in enumerate(names)}
+    return Plot("added", "Memory added", what, choices, figures)
 
 
-def _scatter(session, points, cells, x):
-    """A figure of marks, a name each, with the line of the Pareto front. points: [(cost, Cell)]."""
+def _scatter(session, points, cells, x, named=label):
+    """A figure of marks, a name each, with the line of the Pareto front.
+
+    points: [(cost, Cell)]. named: function Fault -> name of its mark.
+    """
     lines = []
     for cost, cell in sorted(points, key=lambda point: _place(point[1].fault)):
         lines.append(
-            {"name": label(cell.fault), "x": [cost], "cells": [cells.number(session, cell)], "only": "markers"}
+            {"name": named(cell.fault), "x": [cost], "cells": [cells.number(session, cell)], "only": "markers"}
         )
     front = pareto_front([(cost, cell.figures.mean, cell) for cost, cell in points])
     lines.append(

@@ -1,7 +1,5 @@
 """The words that stand at a figure of the page: its value, and where it comes from."""
 
-from faults import IMAGE_KINDS
-
 
 def value_of(cell):
     """The accuracy of a Cell with its interval, runs and images, in one line."""
@@ -15,7 +13,7 @@ def value_of(cell):
 def what_of(cell):
     """What was broken and how it was repaired, in one line."""
     fault = cell.fault
-    share = f", {fault.level:g} of the plane" if fault.kind in IMAGE_KINDS and fault.level < 1 else ""
+    share = f", {fault.level:g} of the plane" if fault.bit is not None and fault.level < 1 else ""
     return f"{fault}{share}"
 
 

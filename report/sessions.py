@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from common import UserError, first_line
 from datasets import DATASETS
-from faults import IMAGE_KINDS, NOISE_KINDS, Fault
+from faults import ALL_PLANES, NOISE_KINDS, Fault
 from report.rows import SAME, fault_in, lines_of, read_rows
 from report.summaries import Summary, summarize
 
@@ -20,7 +20,6 @@ class Cell(NamedTuple):
     figures: Summary
     row: str  # "results/…/sweep.csv, lines 4 to 13"
     command: str  # measures it
-    added: float | None  # memory added, bits per stored bit; None if the rows do not say
 
 
 class Session(NamedTuple):
@@ -75,8 +74,7 @@ def _cells(path, shown, rows, same):
     cells = {}
     for fault, figures in summarize(rows).items():
         own = [number for number, _ in found[fault]]
-        added = found[fault][0][1].get("added")
-        cells[fault] = Cell(fault, figures, f"{shown}, {_lines(own)}", command(same, fault, figures.runs), added)
+        cells[fault] = Cell(fault, figures, f"{shown}, {_lines(own)}", command(same, fault, figures.runs))
     return cells
 
 
@@ -112,8 +110,29 @@ def _options(fault):
         return [f"--sigma {fault.level:g}"]
     if fault.kind == "flips":
         return [f"--flip {fault.level:g}"]
-    if fault.kind not in IMAGE_KINDS:
-        return []
+    if fault.cells:
+        return _options_of_cells(fault)
     if fault.level < 1:
         return [f"--rate {fault.level:g} --rate_bits {fault.bit}"]
     return [f"--bits {fault.bit} --repair {fault.repair or ''}".rstrip()]
+
+
+def _options_of_cells(fault):
+    """The same for a fault of cells."""
+    cells, kept = fault.cells, "persistent" if fault.persistent else "transient"
+    if cells.planes not in ((), ALL_PLANES):
+        if fault.level == 1 and not fault.persistent:
+            return [f"--bits {fault.planes} --repair {fault.repair or ''}".rstrip()]
+        return [f"--rate {fault.level:g} --rate_bits {fault.planes} --cells {kept}"]
+    words = [f"--memory {fault.memory} --ber {fault.level:g} --reading {fault.kind} --cells {kept}"]
+    if fault.kind == "asymmetric":
+        words.append(f"--p01 {fault.p01:g} --p10 {fault.p10:g}")
+    if cells.layers:
+        words.append(f"--layers {' '.join(cells.layers)}")
+    if cells.lines:
+        words.append(f"--lines {cells.lines} --array {cells.array[0]}x{cells.array[1]}")
+    if fault.protection:
+        words.append(f"--protection {fault.protection}")
+    if fault.repair:
+        words.append(f"--repair {fault.repair}")
+    return words

@@ -1,7 +1,6 @@
 """page.py: its figures against the csv module and arithmetic by hand, and what it does in a browser."""
 
 import csv
-import io
 import json
 import math
 import random
@@ -14,8 +13,8 @@ from pathlib import Path
 import pytest
 
 import page
-from common import UserError
-from faults import Fault
+from faults import Cells, Fault, fault_of_cells
+from repairs import with_protection
 from report.page import write_page
 from report.page_plots import pareto_front, plots_of
 from report.page_tables import lost_at
@@ -48,7 +47,7 @@ def mean_of(rows):
 
 
 class Tables(HTMLParser):
-    """The tables of a page: .tables is {id of its div: [[text of a cell, …], …]}; .titles has their title attributes."""
+    """The tables of a page: .tables is {id of its div: [[text of a cell, …], …]}; .titles: their title attributes."""
 
     def __init__(self, text):
         super().__init__()
@@ -242,11 +241,35 @@ def test_the_pareto_front():
     assert pareto_front(points) == [(0, 7.0), (3, 9.0), (9, 9.5)]
 
 
-def test_memory_added_is_plotted_where_the_rows_say_it(made):
+def test_memory_added_is_plotted_where_protections_were_measured(made):
     (session, *_), _ = read_sessions(Path("results"))
     assert "added" not in [plot.name for plot in plots_of([session])["plots"]]
-    flips = [fault for fault in session.cells if fault.kind == "flips"]
-    for added, fault in enumerate(flips[:2]):
-        session.cells[fault] = session.cells[fault]._replace(added=added / 2)
+    bare = fault_of_cells(Cells("image"), "inverted", 0.01)
+    cells = list(session.cells.values())
+    means = [cell.figures.mean for cell in cells]
+    low, high = cells[means.index(min(means))], cells[means.index(max(means))]
+    session.cells[bare] = low._replace(fault=bare)
+    guarded = with_protection(bare, "secded", "median")
+    session.cells[guarded] = high._replace(fault=guarded)
     (plot,) = (plot for plot in plots_of([session])["plots"] if plot.name == "added")
-    assert [figure["lines"][0]["x"] for figure in plot.figures.values()] == [[0.0], [0.5]]
+    ((options, figure),) = plot.figures.items()
+    assert options == (session.name, "persistent", "0.01")
+    lines = {line["name"]: line["x"] for line in figure["lines"]}
+    assert lines == {"nothing": [0], "secded + median": [0.125], "Pareto front": [0, 0.125]}
+
+
+def test_commands_of_faults_of_cells():
+    same = {"sess": "net", "seed": 3}
+    base = ".venv/bin/python sweep.py --sess net --seed 3"
+    cells = Cells("weights", layers=("conv1", "fc2"), lines="row", array=(512, 64))
+    fault = fault_of_cells(cells, "asymmetric", 0.01, p01=0.5, p10=0.25)
+    assert command(same, fault, 2) == (
+        f"{base} --memory weights --ber 0.01 --reading asymmetric --cells persistent --p01 0.5 --p10 0.25 "
+        "--layers conv1 fc2 --lines row --array 512x64 --runs 2"
+    )
+    planes = Cells("image", planes=((7, 1.0), (6, 1.0)), persistent=False)
+    assert command(same, fault_of_cells(planes, "random", 1.0)) == f"{base} --bits 7+6 --repair"
+    secded = with_protection(fault_of_cells(Cells("image"), "inverted", 0.01), "secded", "median")
+    assert command(same, secded) == (
+        f"{base} --memory image --ber 0.01 --reading inverted --cells persistent --protection secded --repair median"
+    )

@@ -47,18 +47,20 @@ function traceOf(line, figure, off, width) {
   const values = cells.map((cell) => cell.y);
   const across = figure.rows
     ? { x: values, y: line.x, error_x: error, mode: "markers" }
-    : { x: line.x, y: values, error_y: line.only === "lines" ? undefined : error, mode: line.only || "lines+markers" };
-  return { ...across, type: "scatter", name: escaped(line.name), visible: !off.has(line.name), hoverinfo: "text",
-    text: cells.map((cell) => hover(cell.text, width)),
-    line: { color, dash, width: 1.5, shape: line.only === "lines" ? "hv" : "linear" },
-    marker: { color, symbol: mark, size: 8 } };
+    : { x: line.x, y: values, ...(line.only !== "lines" && { error_y: error }), mode: line.only || "lines+markers" };
+  const drawn = {
+    ...(across.mode.includes("lines") && { line: { color, dash, width: 1.5, shape: line.only ? "hv" : "linear" } }),
+    ...(across.mode.includes("markers") && { marker: { color, symbol: mark, size: 8 } }),
+  };
+  return { ...across, ...drawn, type: "scatter", name: escaped(line.name), visible: !off.has(line.name),
+    hoverinfo: "text", text: cells.map((cell) => hover(cell.text, width)) };
 }
 
 function layoutOf(figure, width) {
   const axis = { gridcolor: "#888888", zeroline: false, automargin: true };
   const values = { ...axis, title: { text: "top-1 accuracy (%)" } };
-  const named = { ...axis, title: { text: escaped(figure.x.title) }, type: figure.x.log ? "log" : "-",
-    autorange: figure.x.reversed ? "reversed" : true, dtick: figure.x.reversed ? 1 : undefined };
+  const named = { ...axis, title: { text: escaped(figure.x.title) }, type: figure.x.log ? "log" : "linear",
+    ...(figure.x.reversed ? { autorange: "reversed", dtick: 1 } : { autorange: true }) };
   const rows = figure.rows && { ...axis, type: "category", categoryorder: "array", categoryarray: figure.rows };
   const level = figure.level === undefined || figure.level === null ? [] : [{ type: "line", xref: "paper", x0: 0, x1: 1,
     y0: content.cells[figure.level].y, y1: content.cells[figure.level].y,
