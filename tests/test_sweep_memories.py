@@ -92,6 +92,11 @@ def test_layers_rows_and_columns_and_asymmetric_cells(ready, call):  # noqa: F81
     }
     assert layers == {"weights": {"conv1", "conv2", "fc1", "fc2"}, "activations": {"conv1", "conv2", "fc1"}}
     assert (FOLDER / "layers.png").is_file()
+    assert (
+        call("--memory", "weights", "activations", "--layers", "each", "--no-fold", "--results", "slow", *FEW)[0] == 0
+    )
+    slow = {tuple(row.values()) for row in csv_rows(Path("slow/cifar10_smaller_11111"))}
+    assert slow == {tuple(row.values()) for row in rows if row["memory"] != "thresholds"} and len(slow) == 1 + 16 + 24
     lines = ["--memory", "image", "--array", "512x64", "--lines", "row", "column", "--reading", "asymmetric"]
     status, _, err = call(*lines, "--p01", "0.5", "--p10", "1", *FEW)
     assert status == 0, err
