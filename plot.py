@@ -11,13 +11,17 @@ import os
 from pathlib import Path
 
 from common import Parser, UserError, run
-from report import read_rows, write_plots
+from report import draw_energy, read_points, read_rows, summarize, write_plots
 
 
 def main():
     parser = Parser(description=__doc__.split("\n\n")[0])
     parser.add_argument("folders", nargs="+", type=Path, help="folders of sweeps; each is compared with the others")
-    folders = {folder.resolve(): folder for folder in parser.parse_args().folders}
+    parser.add_argument(
+        "--energy", type=Path, help="CSV of voltage, ber, energy: also draws accuracy against energy of the protections"
+    )
+    args = parser.parse_args()
+    folders = {folder.resolve(): folder for folder in args.folders}
     names = {path: path.name for path in folders}
     if len(set(names.values())) < len(names):  # folders of the same name in different places
         above = os.path.commonpath(folders)
@@ -33,6 +37,8 @@ def main():
     for path, folder in folders.items():
         name = names[path]
         write_plots(path, {name: sessions[name], **sessions})
+        if args.energy:
+            draw_energy(path, name, summarize(sessions[name]), read_points(args.energy))
         print(f"{folder}: plots")
 
 

@@ -50,6 +50,7 @@ from faults import (
     check_layers,
     fault_of_cells,
     faulty_weights,
+    first_faulty,
     get_bit,
     memory_size,
     misread_activations,
@@ -107,6 +108,7 @@ BER = [1e-4, 1e-3, 1e-2, 0.1]  # bit error rates of the memories in --memory
 READING = ["inverted"]  # what broken cells of these memories read
 SEARCHED = 1000  # training images whose loss the search of --critical raises
 MOST_FLIPS = 20_000  # flipped signs at which that search ends in any case
+KEPT_BYTES = 400_000_000  # of feature maps that are kept to compute only the layers behind a fault
 FLAGGED = "median"  # repair of the bytes that a code flags
 RUNS = 10  # of each random fault; run r draws with seed + r
 LINE = 50  # faults per line of progress, if there is no terminal for a progress bar
@@ -437,6 +439,7 @@ class Session:
         self.folder = as_path(args.results) / self.name
         if self.images_differ():
             self.folder = self.folder.with_name(f"{self.name}_{self.what['images']}")
+        self.kept_maps = lru_cache(1)(self._kept_maps)  # keeps one layer: its faults are measured one after another
         self.predictions = {}  # {fault without a repair: predicted classes}
         self.changed = False  # True if its sweep.csv has changed since the tables were written
 
@@ -531,7 +534,26 @@ class Session:
         # one seed for all sessions: no repair of a whole plane depends on what broken bits read
         images, quality = self.test_set.under(fault, 0 if fault.repair and not fault.cells else seed)
         batches = EvalBatches(images, self.test_set.labels, next(self.net.parameters()).device)
-        return measure(fault, self.net, self.tester, batches, seed), quality
+        first = first_faulty(fault, self.net)
+        kept = self.kept_maps(first) if first and self.tester is not self.net else None
+        if kept is None:
+            return measure(fault, self.net, self.tester, batches, seed), quality
+        self.tester.start = first
+        try:
+            return measure(fault, self.net, self.tester, kept, seed), quality
+        finally:
+            self.tester.start = 0
+
+    def _kept_maps(self, layer):
+        """Batches of (what a layer of the intact net reads, labels) for all test images; None if they are too large."""
+        batches = EvalBatches(self.test_set.images, self.test_set.labels, next(self.net.parameters()).device)
+        found, size = [], 0
+        for images, labels in batches:
+            found.append((self.tester.maps_before(layer, images), labels))
+            size += found[-1][0].nbytes
+            if size > KEPT_BYTES:
+                return None
+        return found
 
     def predicted(self, fault):
         """The predicted classes under a fault without a repair, int64 N."""
@@ -603,9 +625,13 @@ def without_repair(fault):
 
 
 def turn(fault):
-    """Sort key: by run, to draw random bits once per run; slow repairs first, so that processes share them evenly."""
+    """Sort key: layer by layer, because the maps before one layer are kept; by run, to draw random bits once per run.
+
+    Slow repairs come first, so that processes share them evenly.
+    """
     slow = fault.repair is not None and REPAIRS[fault.repair].cost is None
-    return fault.run, not slow, fault.repair if slow else ""
+    layers = fault.cells.layers if fault.cells else ()
+    return layers, fault.run, not slow, fault.repair if slow else ""
 
 
 def sweep(args, processes):

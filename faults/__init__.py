@@ -30,6 +30,6 @@ from faults.images import (
     in_planes,
     set_bit,
 )
-from faults.layers import check_layers, memory_size
+from faults.layers import check_layers, first_faulty, memory_size
 from faults.thresholds import misread_thresholds
 from faults.weights import TrainingFaults, faulty_weights, misread_weights, weight_flips, weight_noise

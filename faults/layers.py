@@ -69,3 +69,10 @@ def bits_of(bound):
     while (1 << bits - 1) - 1 < bound + 1:
         bits += 1
     return bits
+
+
+def first_faulty(fault, net):
+    """Number of the first layer, counted from 0, that a fault changes; 0 where it can be any."""
+    if not (fault.cells and fault.cells.layers):
+        return 0
+    return min(net.layer_names().index(name) for name in fault.cells.layers)

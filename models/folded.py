@@ -42,6 +42,7 @@ class Folded(nn.Module):
         self.net = net
         self.eval()  # so that evaluate(), which restores the mode it found, leaves the net in evaluation mode
         self.change = None  # None, or a function (number of a hidden layer, its maps) -> the maps that are read
+        self.start = 0  # the first layer that is computed; above 0, forward gets what maps_before gives for it
         self.int8 = int8 and net.binary_layers()[0].weight.device.type == "cpu" and int8_works()
         layer_kind = _Int8Layer if self.int8 else _Layer
         self.layers = []
@@ -72,15 +73,29 @@ class Folded(nn.Module):
         chunks = images.split(CHUNK) if self.int8 else (images,)
         return self.net.linear_features[-1](torch.cat([self._sums(chunk) for chunk in chunks]))
 
+    @torch.inference_mode()
+    def maps_before(self, layer, images):
+        """What a layer, counted from 0, reads: the maps of the layer before it, as they are stored."""
+        chunks = images.split(CHUNK) if self.int8 else (images,)
+        return torch.cat([self._through(self._quantized(chunk), self.layers[:layer]) for chunk in chunks])
+
     def _sums(self, images):
         """The last layer's sums, before the TensorNorm: float32 N×classes, whole numbers."""
+        return self._through(images if self.start else self._quantized(images), self.layers[self.start :])
+
+    def _quantized(self, images):
+        """What the first layer reads."""
         x = ((2 * images - 1) * STEPS).round_().clamp_(-STEPS, STEPS - 1)  # the input quantiser, in units of 2^-7
         if self.int8:
             x = (x + STEPS).to(torch.uint8)
-        for number, layer in enumerate(self.layers):
+        return x
+
+    def _through(self, x, layers):
+        """x after some layers."""
+        for layer in layers:
             x = layer(x)
             if self.change and layer.threshold is not None:
-                x = self.change(number, x)
+                x = self.change(self.layers.index(layer), x)
         return x
 
 

@@ -2,6 +2,7 @@
 
 from report.comparisons import campaign_size, changes, confusion, mcnemar
 from report.critical import draw_critical, flips_needed, read_critical, write_critical
+from report.energy import draw_energy, read_points
 from report.figures import write_pictures, write_plots
 from report.rows import OtherVersion, fault_in, name_of, read_rows, row_of, to_line, write_rows
 from report.summaries import summarize, summary_json

@@ -36,7 +36,7 @@ STYLE = {
 }
 
 
-def _styles():
+def styles():
     """Yields the style of the first line, of the second line, and so on."""
     for color, marker, dash in zip(cycle(COLORS), cycle(MARKERS), cycle(DASHES)):
         yield {"color": color, "marker": marker, "linestyle": dash}
@@ -83,7 +83,7 @@ def _draw_bits(name, summaries, shown):
     figure, (axes,) = _panels(name, ["broken bit (7: MSB)"])
     _level(axes, NO_FAULT, summaries, {"color": "#555555"}, "no fault")
     lines = [(label, [fault for fault in faults if fault]) for label, _, (_, *faults) in layout(summaries)["bits"].rows]
-    for (label, faults), style in zip([line for line in lines if shown(line[1][0])], _styles()):
+    for (label, faults), style in zip([line for line in lines if shown(line[1][0])], styles()):
         _draw(axes, faults, summaries, lambda fault: fault.bit, style, label)
     axes.set_xticks(sorted({fault.bit for fault in summaries if fault.bit is not None}))
     axes.invert_xaxis()
@@ -105,7 +105,7 @@ def draw_nets(sessions):
         axes.axis("off")
     for axes, (label, faults) in zip(grid.flat, kinds):
         axes.set_title(label)
-        for (name, summaries), style in zip(sessions.items(), _styles()):
+        for (name, summaries), style in zip(sessions.items(), styles()):
             _draw(axes, faults, summaries, lambda fault: fault.bit, style, name)
     grid[0][0].set_xticks(sorted({fault.bit for _, faults in kinds for fault in faults}))
     grid[0][0].invert_xaxis()
@@ -136,7 +136,7 @@ def draw_rates(name, summaries):
     """Accuracy against the share of a plane's bits that are broken: one line per bit; dotted: repaired by the MSB."""
     figure, (axes,) = _panels(name, ["share of the plane's bits broken, reading at random"])
     _level(axes, NO_FAULT, summaries, {"color": "#555555"}, "no fault")
-    for (label, _, faults), style in zip(layout(summaries)["rates"].rows, _styles()):
+    for (label, _, faults), style in zip(layout(summaries)["rates"].rows, styles()):
         faults = [fault for fault in faults if fault not in (None, NO_FAULT)]
         _draw(axes, faults, summaries, lambda fault: fault.level, style, label)
         _level(
@@ -155,7 +155,7 @@ def draw_noise(sessions):
     """Accuracy against sigma_val, absolute and relative noise side by side: a line for each session."""
     figure, panels = _panels("weight noise", ["σ_val, absolute", "σ_val, relative to the layer's RMS weight"])
     for axes, kind in zip(panels, ("noise", "noise_relative")):
-        for (name, summaries), style in zip(sessions.items(), _styles()):
+        for (name, summaries), style in zip(sessions.items(), styles()):
             faults = [fault for fault in summaries if fault.kind == kind or fault == NO_FAULT]
             _draw(axes, faults, summaries, lambda fault: fault.level or 0, style, name)
     _legend_below(figure, panels[0])
@@ -165,14 +165,14 @@ def draw_noise(sessions):
 def draw_flips(sessions):
     """Accuracy against the share of flipped weight signs: a line for each session and cause (bit errors, noise)."""
     figure, (axes,) = _panels("weights with the other sign", ["share of weight signs flipped (%)"])
-    styles = _styles()
+    found = styles()
     for name, summaries in sessions.items():
         _level(axes, NO_FAULT, summaries, {"color": "#555555"})
         for kind, by in (("flips", "bit errors"), ("noise_relative", "relative noise"), ("noise", "absolute noise")):
             faults = [fault for fault in summaries if fault.kind == kind]
             if faults:
                 flipped = {fault: 100 * summaries[fault].flipped for fault in faults}
-                _draw(axes, faults, summaries, flipped.get, next(styles), f"{name}, {by}")
+                _draw(axes, faults, summaries, flipped.get, next(found), f"{name}, {by}")
     axes.set_xscale("log")
     _legend_below(figure, axes)
     return figure
@@ -184,10 +184,10 @@ def draw_memories(name, summaries):
     Of the image memory all eight planes break, of the others all layers. Inverted cells are flips, if they are weights.
     """
     figure, panels = _panels(name, ["bit error rate, persistent cells", "bit error rate, transient cells"])
-    styles = dict(zip(MEMORIES, _styles()))
+    drawn = dict(zip(MEMORIES, styles()))
     for axes, persistent in zip(panels, (True, False)):
         _level(axes, NO_FAULT, summaries, {"color": "#555555"}, "no fault")
-        for memory, style in styles.items():
+        for memory, style in drawn.items():
             faults = [fault for fault in whole_memories(summaries, memory) if fault.persistent == persistent]
             if faults:
                 _draw(axes, faults, summaries, lambda fault: fault.level, style, memory)
@@ -223,7 +223,7 @@ def draw_protections(name, summaries, cost=added, cost_label="memory added for e
         down, across, figsize=(7.2, 1.6 + 2.4 * down), layout="constrained", sharex=True, sharey=True, squeeze=False
     )
     figure.suptitle(f"{name}, {'persistent' if faults[0].persistent else 'transient'} bit errors of the image memory")
-    styles = dict(zip(dict.fromkeys(map(protection_label, faults)), _styles()))
+    drawn = dict(zip(dict.fromkeys(map(protection_label, faults)), styles()))
     for axes in grid.flat[len(levels) :]:
         axes.axis("off")
     for axes, level in zip(grid.flat, levels):
@@ -233,7 +233,7 @@ def draw_protections(name, summaries, cost=added, cost_label="memory added for e
         axes.step([cost(fault) for fault in best], [summaries[fault].mean for fault in best], "#bbbbbb", where="post")
         for fault in faults:
             if fault.level == level:
-                style = {**styles[protection_label(fault)], "linestyle": ""}
+                style = {**drawn[protection_label(fault)], "linestyle": ""}
                 axes.plot(cost(fault), summaries[fault].mean, label=protection_label(fault), **style)
     for axes in grid[-1]:
         axes.set_xlabel(cost_label)
@@ -249,10 +249,10 @@ def draw_layers(name, summaries):
     memories = [memory for memory in MEMORIES if any(fault.memory == memory for fault in faults)]
     figure, panels = _panels(name, [f"bit error rate, {memory} of one layer" for memory in memories])
     layers = sorted({fault.cells.layers for fault in faults})
-    styles = dict(zip(layers, _styles()))
+    drawn = dict(zip(layers, styles()))
     for axes, memory in zip(panels, memories):
         _level(axes, NO_FAULT, summaries, {"color": "#555555"}, "no fault")
-        for layer, style in styles.items():
+        for layer, style in drawn.items():
             own = [fault for fault in faults if (fault.memory, fault.cells.layers) == (memory, layer)]
             if own:
                 _draw(axes, own, summaries, lambda fault: fault.level, style, layer[0])

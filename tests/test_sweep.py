@@ -844,7 +844,7 @@ def test_a_notebooks_plotting_backend_does_not_matter(ready, root):
 
 
 def test_every_line_of_a_plot_has_a_style_of_its_own():
-    styles = [tuple(style.values()) for style, _ in zip(report.figures._styles(), range(60))]
+    styles = [tuple(style.values()) for style, _ in zip(report.figures.styles(), range(60))]
     assert len({style[:2] for style in styles}) == 60  # colour and marker
 
 
