@@ -271,7 +271,7 @@ def repairs_at_a_bit(sessions, cells):
             few = max(lines, key=lambda line: len(line["cells"]))["name"]
             off = [line["name"] for line in lines if line["name"] != few]
             figures[f"bit {bit}",] = _figure(lines, {"title": ACCURACY}, off, rows=rows)
-    what = "All faults and repairs of one broken bit, the best of the first net on top: a mark for each net."
+    what = "All faults and repairs of one broken bit, in the order of the net with most of them: a mark for each net."
     return Plot("ranking", "One bit, every repair", what, {"broken bit": _options(figures, 0)}, figures)
 
 

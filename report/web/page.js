@@ -36,7 +36,7 @@ const escaped = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;").repl
 function hover(lines, width) {
   const longest = width < NARROW ? 26 : 90; // letters
   const parts = new RegExp(`.{1,${longest}}(?=[ /]|$)|.{1,${longest}}`, "g");
-  return lines.flatMap((line) => line.match(parts)).map(escaped).join("<br>");
+  return lines.flatMap((line) => line.match(parts)).map((part) => escaped(part.trim())).join("<br>");
 }
 
 function traceOf(line, figure, off, width) {
