@@ -134,7 +134,9 @@ def test_demo_from_training_to_the_tables(project):
     checkpoint = project / "checkpoint" / "ckpt.t7.demo_smaller_11111.pth"
     saved = checkpoint.read_bytes()
     results = project / "results" / "demo_smaller_11111"
-    assert out.endswith("results/demo_smaller_11111: sweep.csv, tables.md, summary.json, plots\n")
+    assert out.endswith(
+        "results/demo_smaller_11111: sweep.csv, tables.md, summary.json, plots\nresults/index.html: all sessions\n"
+    )
     with open(results / "sweep.csv") as file:
         swept = {
             (row["fault"], row["bit"], row["repair"], row["source"]): row["top1"]
