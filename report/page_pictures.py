@@ -23,7 +23,7 @@ BITS = (7, 6, 5, 4)  # broken bits to choose from
 FIRST = 2  # test images, as in images.png
 SEARCHED = 100  # test images, from the first, among which those are looked for that a fault breaks and a repair mends
 MENDED = {7: 6, 6: 6, 5: 6}  # number of these images for each broken bit
-MENDED_LARGE = {7: 2, 6: 2, 5: 2}  # the same for images larger than LARGE, which take four times the space or more
+MENDED_LARGE = {7: 1, 6: 1, 5: 1}  # the same for images larger than LARGE, which take four times the space or more
 LARGE = 32  # pixels a side
 CLASSES = 3  # likeliest classes of each picture
 NEIGHBOR = -1  # neighbor_offset of repaired_n
@@ -59,8 +59,8 @@ def _pictures(sessions, dataset, data, workers):
     images, labels = images[:SEARCHED], labels[:SEARCHED]
     seed = session.same["seed"]
     broken = {bit: faulty_images(Fault("random", bit, level=1.0), images, seed) for bit in BITS}
-    state = _states(dataset, data, workers)
-    chosen = _choose_images(session, net, images, labels, broken, state)
+    state = _states(dataset, data, workers, large=images.shape[-1] > LARGE)
+    chosen = _choose_images(session, net, images, labels, broken)
     numbers = [number for number, _, _ in chosen]
     versions = {bit: _versions(images[numbers], broken[bit][numbers], bit, net, names, state) for bit in BITS}
     shown = []
@@ -86,8 +86,12 @@ def _choose_net(sessions, found):
     raise UserError("no checkpoint of a net that was measured is at hand")
 
 
-def _states(dataset, data, workers):
-    """A function (repair, bit) -> what it has learned, None if it learns nothing. UserError if it has not learned."""
+def _states(dataset, data, workers, large):
+    """A function (repair, bit) -> what it has learned, None if it learns nothing.
+
+    That raises UserError if the repair has not learned yet, or the images are large: to recognise what was learned from
+    them means to read all training images, which takes longer than the rest of the page.
+    """
 
     found = {}  # {(function that learns, bit): what it has learned}; two repairs can share it
 
@@ -95,24 +99,24 @@ def _states(dataset, data, workers):
         learn = REPAIRS[repair].learn
         if learn is None or (learn, bit) in found:
             return found.get((learn, bit))
-        if not is_learned(repair, bit, dataset, training_digest(dataset, data, workers)):
-            raise UserError(f"{repair} has not learned bit {bit} yet")
+        if large or not is_learned(repair, bit, dataset, training_digest(dataset, data, workers)):
+            raise UserError(f"what {repair} has learned for bit {bit} is not at hand")
         found[learn, bit] = state_of(fault_of(repair, bit, NEIGHBOR), dataset, data, workers)
         return found[learn, bit]
 
     return state
 
 
-def _choose_images(session, net, images, labels, broken, state):
+def _choose_images(session, net, images, labels, broken):
     """[(number of a test image, bit to show first, why)]"""
     chosen = [(number, 6, "one of the first two") for number in range(min(FIRST, len(images)))]
     taken = set(range(FIRST))
     right = _classes(net, images) == labels
     for bit, number_wanted in (MENDED if images.shape[-1] <= LARGE else MENDED_LARGE).items():
         best = best_repair(session, bit, cheap=True)
-        repair = best.fault.repair if best else "median"
-        fault = best.fault if best else fault_of(repair, bit, NEIGHBOR)
-        mended = repaired(fault, broken[bit], state(repair, bit))
+        usable = best is not None and REPAIRS[best.fault.repair].learn is None
+        fault = best.fault if usable else fault_of("median", bit, NEIGHBOR)
+        mended = repaired(fault, broken[bit])
         found = right & (_classes(net, broken[bit]) != labels) & (_classes(net, mended) == labels)
         numbers = [number for number in found.nonzero().flatten().tolist() if number not in taken][:number_wanted]
         chosen += [(number, bit, f"bit {bit} breaks it, {label(fault)} mends it") for number in numbers]
@@ -142,7 +146,7 @@ def _versions(clean, faulty, bit, net, names, state):
         fault = fault_of(repair, bit, NEIGHBOR)
         try:
             found[label(fault)] = repaired(fault, faulty, state(repair, bit))
-        except UserError:  # it would first have to learn, which takes minutes
+        except UserError:  # what it has learned is not at hand
             continue
     images = torch.stack(list(found.values()), 1)  # N×versions×3×H×W
     logits = _logits(net, images.flatten(0, 1)).view(*images.shape[:2], -1)
