@@ -178,8 +178,9 @@ def test_marks_can_be_read_by_keyboard_and_by_mouse(open_page, folder):
     assert f"{SESSION}: faulty, bit 0 random" in first and "10 runs" in first and "--bits 0 --repair --runs 10" in first
     drawing.press("ArrowRight")
     assert "bit 1 random" in source(shown)
-    mark = shown.locator("#plot-bits .drawing .hoverlayer .hovertext")
-    assert "bit 1 random" in mark.text_content() and "sweep.csv, lines" in mark.text_content()
+    mark = shown.locator("#plot-bits .drawing .hoverlayer .hovertext", has_text="bit 1 random")
+    mark.wait_for()  # plotly draws it a moment later
+    assert "sweep.csv, lines" in mark.text_content()
     shown.keyboard.press("Escape")
     assert not shown.locator("#source").is_visible()
     cell = shown.locator("#table-nets td[title]").nth(1)
