@@ -22,15 +22,15 @@ DATA = "data"  # folder of all data sets
 
 def pack_session(sess, seed, data, about):
     """Pack the checkpoint of a session and seed. Returns the text that describes it."""
-    source, path = checkpoints.path_of(sess, seed), checkpoints.packed_path_of(sess, seed)
-    dataset, net, state = checkpoints.load_net(source)
+    source = checkpoints.path_of(sess, seed)
+    dataset, net, state = loaded = checkpoints.load_net(source)
     if "options" not in state:
         raise UserError(
             f"{source} is an original checkpoint, which does not say how it was trained: it cannot be packed"
         )
     images, labels = read_images(dataset, data, False)
     checkpoints.check_fits(source, net, images, labels)
-    return pack(source, path, EvalBatches(images, labels, torch.device("cpu")), "test", about)
+    return pack(source, loaded, EvalBatches(images, labels, torch.device("cpu")), "test", about)
 
 
 def main():

@@ -452,7 +452,7 @@ def prepare(net, batches, teacher, options, saved, args, processes):
         batch_size=options["batch_size"],
         layout=layout,
         autocast=autocast,
-        teach=teachers.lessons(teacher, device, autocast) if teacher else lambda _: None,
+        teach=teachers.lessons(teacher, device, autocast),
         compute_loss=make_loss(options),
         optimizer=optimizer,
         scheduler=scheduler,
@@ -552,14 +552,14 @@ class Keeper:
 
     def pack(self, cycle):
         """Write the packed net of a cycle that has ended, counted from 1."""
-        packed = self.path.with_suffix(".packed.pth")
         if cycle == 1:
+            packed = checkpoints.packed_path(self.path)
             keep_old(packed)
             keep_old(packed.with_suffix(".txt"))
         which = "held-out" if self.options["holdout"] else "test"
         about = f"after cycle {cycle} of {self.options['cycles']}"
         with torch.random.fork_rng(devices=[]):  # loading a net draws random numbers
-            pack(self.path, packed, self.clean, which, about)
+            pack(self.path, checkpoints.load_net(self.path), self.clean, which, about)
 
     def state(self, net, training, log):
         """The dict to save: all that bit-exact resuming needs."""

@@ -14,7 +14,18 @@ from datetime import timedelta
 import torch
 import torch.nn.functional as F
 
-from common import Parser, UserError, as_path, check_writable, digest, locked, run, within, written_whole
+from common import (
+    Parser,
+    UserError,
+    as_path,
+    check_writable,
+    digest,
+    first_line,
+    locked,
+    run,
+    within,
+    written_whole,
+)
 from datasets import DATASETS, read_images
 from engine import EvalBatches, Processes, TrainBatches, bf16_is_fast, checkpoints, evaluate, teachers, to_score
 from engine.evaluation import score
@@ -75,7 +86,10 @@ def train(args, path, device):
     batches = TrainBatches(images, labels, BATCH_SIZE, PADDING[size], [(NO_FAULT, None)], args.seed, device)
     first = 0
     if unfinished.is_file():
-        saved = torch.load(unfinished, map_location=device, weights_only=True)
+        try:
+            saved = torch.load(unfinished, map_location=device, weights_only=True)
+        except Exception as error:  # torch.load raises many kinds
+            raise UserError(f"{unfinished} is damaged ({first_line(error)}): remove it to train anew") from None
         if saved["options"] != options:
             raise UserError(f"{unfinished} is of another training: finish that one, or remove the file")
         teacher.load_state_dict(saved["net"])
@@ -143,8 +157,11 @@ def main():
     args = parser.parse_args()
     path = as_path(teachers.path_of(args.dataset, args.seed))
     check_writable(path)
-    with locked(path, str(path)):
-        train(args, path, Processes().device)
+    try:
+        with locked(path, str(path)):
+            train(args, path, Processes().device)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("the same command goes on after the last finished epoch") from None
 
 
 if __name__ == "__main__":

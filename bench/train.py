@@ -66,10 +66,6 @@ def new_net(dataset):
     return CNV(TOPOLOGIES[row.net], row.classes)
 
 
-def no_teacher(images):
-    return None
-
-
 def usual_steps(args, device):
     """A generator: each next() is one training step of the usual way."""
     net = new_net(args.dataset).to(device).train()
@@ -99,14 +95,13 @@ def our_training(args, device):
     options |= {"teacher": args.teacher, "margin": args.margin}
     optimizer = make_optimizer(net, options)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16_is_fast(device))
+    teacher = teachers.load(as_path(args.teacher))[0] if args.teacher else None
     training = Training(
         model=compiled(net, BATCH_SIZE, batches.size, device, autocast, torch.channels_last),
         batch_size=BATCH_SIZE,
         layout=torch.channels_last,
         autocast=autocast,
-        teach=teachers.lessons(teachers.load(as_path(args.teacher))[0], device, autocast)
-        if args.teacher
-        else no_teacher,
+        teach=teachers.lessons(teacher, device, autocast),
         compute_loss=make_loss(options),
         optimizer=optimizer,
         scheduler=torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0),

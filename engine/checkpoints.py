@@ -71,7 +71,12 @@ def path_of(sess, seed):
 
 def packed_path_of(sess, seed):
     """The path of the packed checkpoint of this session and seed."""
-    return path_of(sess, seed).with_suffix(".packed.pth")
+    return packed_path(path_of(sess, seed))
+
+
+def packed_path(path):
+    """The path of the packed checkpoint beside a trained one."""
+    return path.with_suffix(".packed.pth")
 
 
 def find(sess, seed):

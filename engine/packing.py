@@ -24,13 +24,13 @@ def describe(path, state, score, which, about):
     )
 
 
-def pack(source, path, batches, which, about):
+def pack(source, loaded, batches, which, about):
     """Write the packed file of the checkpoint `source`, and its description beside it. Returns the description.
 
-    batches: clean images, which: test or held-out. UserError if the packed net does not score on them exactly as the
-    net itself. about: a line for the description.
+    loaded: what checkpoints.load_net(source) returned. batches: clean images; which: test or held-out. about: a line
+    for the description. UserError if the packed net does not score on them exactly as the net itself.
     """
-    _, net, state = checkpoints.load_net(source)
+    (_, net, state), path = loaded, checkpoints.packed_path(source)
     score = evaluate(Folded(net), batches)
     packed = checkpoints.pack(net, state, source.read_bytes())
     with written_whole(path) as partial:

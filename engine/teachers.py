@@ -54,7 +54,12 @@ def build(content):
 
 
 def lessons(teacher, device, autocast):
-    """A function: uint8 images N×3×size×size -> the teacher's float32 logits N×classes, computed on `device`."""
+    """A function: uint8 images N×3×size×size -> the teacher's float32 logits N×classes, computed on `device`.
+
+    Without a teacher (None) it returns None.
+    """
+    if teacher is None:
+        return lambda images: None
     teacher = teacher.to(device, memory_format=torch.channels_last)
 
     @torch.no_grad()

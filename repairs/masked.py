@@ -8,7 +8,7 @@ in every value, each gives what the repair of the same name in pixels.py gives.
 import torch
 
 from faults import MSB, get_bit
-from repairs.pixels import GREY, median_prediction
+from repairs.pixels import GREY, scan
 
 
 def constant_0(images, broken):
@@ -59,16 +59,7 @@ def from_left(images, broken):
 def from_median_predictor(images, broken):
     """The candidate nearest to JPEG-LS' prediction from the repaired neighbours, as in pixels.py."""
     low, broken = _both(images, broken)
-    height, width = low.shape[-2:]
-    framed = torch.zeros(*low.shape[:-2], height + 1, width + 1, dtype=torch.int16, device=low.device)
-    for diagonal in range(height + width - 1):
-        y = torch.arange(max(0, diagonal - width + 1), min(height, diagonal + 1), device=low.device)
-        x = diagonal - y
-        prediction = median_prediction(framed, y, x)
-        if diagonal == 0:
-            prediction = torch.full_like(prediction, GREY)
-        framed[..., y + 1, x + 1] = nearest(low[..., y, x], broken[..., y, x], prediction)
-    return framed[..., 1:, 1:].to(torch.uint8)
+    return scan(low, lambda y, x, prediction: nearest(low[..., y, x], broken[..., y, x], prediction))
 
 
 def _both(images, broken):

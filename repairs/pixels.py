@@ -94,20 +94,28 @@ def median_prediction(framed, y, x):
 def from_median_predictor(images, bit):
     """The candidate nearer to the median of left, upper, and left + upper - upper left: the repaired neighbours.
 
-    In the first row the left neighbour alone counts, in the first column the upper one. Pixels are repaired diagonal
-    by diagonal, because the neighbours of a pixel lie on the two diagonals before.
+    In the first row the left neighbour alone counts, in the first column the upper one.
     Source: the predictor is that of LOCO-I / JPEG-LS, Weinberger, Seroussi & Sapiro (2000).
     """
     zeros = zeros_of(images, bit)
-    height, width = zeros.shape[-2:]
-    framed = torch.zeros(*zeros.shape[:-2], height + 1, width + 1, dtype=torch.int16, device=zeros.device)
+    return scan(zeros, lambda y, x, prediction: nearer(zeros[..., y, x], bit, prediction).short())
+
+
+def scan(images, choose):
+    """The images repaired pixel by pixel: uint8, of the shape of `images`.
+
+    Pixels are repaired diagonal by diagonal, because the neighbours of a pixel lie on the two diagonals before.
+    choose: function (rows, columns, int16 median predictions of the values there) -> their repaired values, int16.
+    """
+    height, width = images.shape[-2:]
+    framed = torch.zeros(*images.shape[:-2], height + 1, width + 1, dtype=torch.int16, device=images.device)
     for diagonal in range(height + width - 1):
-        y = torch.arange(max(0, diagonal - width + 1), min(height, diagonal + 1), device=zeros.device)
+        y = torch.arange(max(0, diagonal - width + 1), min(height, diagonal + 1), device=images.device)
         x = diagonal - y
         prediction = median_prediction(framed, y, x)
         if diagonal == 0:
             prediction = torch.full_like(prediction, GREY)
-        framed[..., y + 1, x + 1] = nearer(zeros[..., y, x], bit, prediction).short()
+        framed[..., y + 1, x + 1] = choose(y, x, prediction)
     return framed[..., 1:, 1:].to(torch.uint8)
 
 

@@ -179,8 +179,15 @@ def test_an_interrupted_training_goes_on(run_script, monkeypatch):
     def fail():
         raise KeyboardInterrupt
 
-    assert run_script(train_teacher, *words)[0] == 130 and not FILE.exists()
+    status, _, err = run_script(train_teacher, *words)
+    assert status == 130 and not FILE.exists()
+    assert err.strip() == "interrupted: the same command goes on after the last finished epoch"
     monkeypatch.setattr(train_teacher, "one_epoch", passes)
+    unfinished = FILE.with_suffix(".unfinished")
+    whole_state = unfinished.read_bytes()
+    unfinished.write_bytes(whole_state[:-100])
+    assert "is damaged" in fails(run_script, train_teacher, *words)
+    unfinished.write_bytes(whole_state)
     assert "is of another training" in fails(run_script, train_teacher, "--data", ".", "--epochs", "4")
     status, out, _ = run_script(train_teacher, *words)
     assert status == 0 and "epoch 2 to 3" in out
