@@ -109,6 +109,25 @@ def test_layers_rows_and_columns_and_asymmetric_cells(ready, call):  # noqa: F81
     assert fault.cells.array == (512, 64) and fault.cells.lines == "row" and not fault.cells.persistent
 
 
+def test_planes_of_the_image_memory_with_the_map_and_without(ready, call):  # noqa: F811
+    words = ["--memory", "image", "--planes", "7+5@0.5", "--repair", "neighbors", "constant_1", *FEW]
+    status, _, err = call(*words)
+    assert status == 0, err
+    rows = [row for row in csv_rows() if row["memory"]]
+    persistent, transient = ([row for row in rows if row["cells"] == kept] for kept in ("persistent", "transient"))
+    assert len(persistent) == 4 * (1 + 2 * 2) and len(transient) == 4 * (1 + 2)
+    assert {row["known"] for row in transient if row["repair"]} == {"0"} and {row["planes"] for row in rows} == {
+        "7+5@0.5"
+    }
+    _, net, _ = checkpoints.load_net(checkpoints.path_of("cifar10_smaller", 11111))
+    fault = fault_of_cells(Cells("image", planes=planes_of("7+5@0.5")), "inverted", 0.2)
+    broken = broken_map(fault, (3, 32, 32), 11111)
+    assert abs((broken & 128 > 0).double().mean() - 0.2) < 0.03 and abs((broken & 32 > 0).double().mean() - 0.1) < 0.03
+    for known, mask in (("1", broken), ("0", 0b10100000)):
+        row = find(persistent, repair="constant_1", known=known, level="0.2", run="0")
+        assert int(row["correct"]) == correct(net, clean_images() | mask)
+
+
 def test_several_planes_at_once(ready, call):  # noqa: F811
     status, _, err = call(
         "--data", ".", "--bits", "7+6", "6", "--repair", "median", "repaired_n", "learned", "--runs", "2"
@@ -210,6 +229,14 @@ def test_rows_of_every_fault_come_back(tmp_path):
         (["--memory", "image", "--lines", "row", "--array", "4x4"], "does not hold the 24576 bits of the image memory"),
         (["--memory", "image", "--reading", "asymmetric"], "two probabilities"),
         (["--memory", "image", "--repair", "variation"], "variation mends one broken plane"),
+        (["--memory", "image", "--planes", "9"], "argument --planes: planes '9'"),
+        (["--planes", "7+6"], "--planes is for --memory"),
+        (["--cells", "transient"], "--cells is for --memory"),
+        (
+            ["--memory", "image", "--planes", "6", "--cells", "transient", "--reading", "random", "--repair", "left"],
+            "--bits 6",
+        ),
+        (["--memory", "image", "--cells", "transient", "--repair", "left"], "needs an intact bit"),
         (["--bits", "7+8"], "argument --bits: planes '7+8'"),
         (["--bits", "7+6", "--repair", "variation"], "variation mends one broken plane"),
     ],
