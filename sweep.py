@@ -56,6 +56,7 @@ from faults import (
     misread_activations,
     misread_thresholds,
     misread_weights,
+    misread_weights_of_each,
     planes_of,
 )
 from models.folded import Folded
@@ -181,7 +182,7 @@ def add_cell_options(group, share):
         "--cells",
         nargs="+",
         choices=("persistent", "transient"),
-        help="the same cells for all images, or anew for each; default both",
+        help="the same cells for all images, or anew for each; default both, for weights persistent",
     )
     group.add_argument("--planes", type=planes, help="planes of the image memory, such as 7+6; default all eight")
     group.add_argument(
@@ -300,10 +301,7 @@ def faults_of_memory(memory, args, layers):
     """The faults of the cells of one memory, at every bit error rate and run; of images with the repairs asked for."""
     if args.lines is None and args.array is not None:
         raise UserError("--array is for --lines: name rows or columns")
-    can = ("persistent", "transient") if memory in ("image", "activations") else ("persistent",)
-    kept = [each for each in args.cells or can if each in can]
-    if not kept:
-        raise UserError(f"{memory} are read into the net once: their cells are persistent, not transient")
+    kept = args.cells or (["persistent"] if memory == "weights" else ["persistent", "transient"])
     faults, planes = [], (args.planes or ()) if memory == "image" else ()
     for names, each, lines in product(layers, kept, args.lines or [None]):
         array = args.array if lines else None
@@ -396,6 +394,8 @@ class TestSet:
         if fault.memory == "image":
             learns = fault.repair and REPAIRS[fault.repair].learn
             return self.code_of(made_by, fault.repair, training_digest(*self.where) if learns else "")
+        if fault.cells and not fault.persistent and fault.memory == "weights":
+            return self.code_of(code_digest, misread_weights_of_each)
         return self.code_of(code_digest, MISREAD[fault.memory] if fault.cells else faulty_weights)
 
     def _under(self, fault, seed):
@@ -661,8 +661,6 @@ def possible_faults(args, sessions):
             fault for fault in faults if fault.memory == "weights" or not fault.cells or last not in fault.cells.layers
         ]
     for fault in faults:
-        if fault.memory == "thresholds" and not args.fold:
-            raise UserError("thresholds are in the folded net only: leave --no-fold out")
         for session in sessions if fault.cells else []:
             check_layers(fault, session.net)
     return faults

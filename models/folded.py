@@ -17,6 +17,7 @@ Source: Umuroglu et al., "FINN" (2017), for thresholds in place of batch norms.
 """
 
 import functools
+from contextlib import contextmanager
 from itertools import pairwise
 
 import torch
@@ -27,6 +28,7 @@ from models.quant import convolve
 
 STEPS = 128  # steps of the input quantiser between 0 and 1: Q1.7
 CHUNK = 125  # images processed at once on a CPU, so that their activations stay in its caches
+CHUNK_OF_EACH = 8  # the same where each image has its own weights
 
 
 class Folded(nn.Module):
@@ -42,18 +44,23 @@ class Folded(nn.Module):
         self.net = net
         self.eval()  # so that evaluate(), which restores the mode it found, leaves the net in evaluation mode
         self.change = None  # None, or a function (number of a hidden layer, its maps) -> the maps that are read
+        self.vary = None  # None, or a function (number of images), called before each chunk of them is computed
+        self.each = False  # has each image weights of its own?
         self.start = 0  # the first layer that is computed; above 0, forward gets what maps_before gives for it
         self.int8 = int8 and net.binary_layers()[0].weight.device.type == "cpu" and int8_works()
-        layer_kind = _Int8Layer if self.int8 else _Layer
-        self.layers = []
-        modules = [*net.conv_features, *net.linear_features]
-        starts = [i for i, module in enumerate(modules) if module in net.binary_layers()]
+        self.layers = self._made_layers()
+        self.take_weights()
+
+    def _made_layers(self):
+        layer_kind, layers = _Int8Layer if self.int8 else _Layer, []
+        modules = [*self.net.conv_features, *self.net.linear_features]
+        starts = [i for i, module in enumerate(modules) if module in self.net.binary_layers()]
         for start, end in pairwise([*starts, len(modules)]):
             module, *after = modules[start:end]  # after it: batch norm or TensorNorm, activation, pool
             norm = next((each for each in after if isinstance(each, (nn.BatchNorm1d, nn.BatchNorm2d))), None)
             pool = any(isinstance(each, nn.MaxPool2d) for each in after)
-            self.layers.append(layer_kind(module, norm, pool, first=not self.layers))
-        self.take_weights()
+            layers.append(layer_kind(module, norm, pool, first=not layers))
+        return layers
 
     @torch.no_grad()
     def take_weights(self):
@@ -68,19 +75,52 @@ class Folded(nn.Module):
             layer.threshold = threshold
             layer.pack(layer.signs())
 
+    @contextmanager
+    def weights_of_each(self, weights_of):
+        """Inside the `with`, each image is computed with weights of its own, in float32.
+
+        weights_of: function (number of images) -> their weights, float32 images×all weights, layer by layer, ±1, as in
+        `flat_signs`. It is called before each chunk of images.
+        """
+        kept, self.int8 = (self.int8, self.layers), False
+        self.layers = self._made_layers()
+        shapes = [layer.module.weight.shape for layer in self.layers]
+
+        def vary(count):
+            parts = weights_of(count).split([shape.numel() for shape in shapes], 1)
+            for layer, part, shape in zip(self.layers, parts, shapes):
+                layer.weight = part.view(count, *shape)
+
+        self.vary, self.each = vary, True
+        try:
+            yield
+        finally:
+            self.vary, self.each = None, False
+            self.int8, self.layers = kept
+
+    def flat_signs(self):
+        """All weights that the layers compute with, layer by layer: float32, ±1."""
+        return torch.cat([layer.signs().flatten() for layer in self.layers])
+
     @torch.inference_mode()
     def forward(self, images):
-        chunks = images.split(CHUNK) if self.int8 else (images,)
-        return self.net.linear_features[-1](torch.cat([self._sums(chunk) for chunk in chunks]))
+        return self.net.linear_features[-1](torch.cat([self._sums(chunk) for chunk in self._chunks(images)]))
+
+    def _chunks(self, images):
+        """Parts of the images that are computed at once."""
+        if self.each:
+            return images.split(CHUNK_OF_EACH)
+        return images.split(CHUNK) if self.int8 else (images,)
 
     @torch.inference_mode()
     def maps_before(self, layer, images):
         """What a layer, counted from 0, reads: the maps of the layer before it, as they are stored."""
-        chunks = images.split(CHUNK) if self.int8 else (images,)
-        return torch.cat([self._through(self._quantized(chunk), self.layers[:layer]) for chunk in chunks])
+        return torch.cat([self._through(self._quantized(chunk), self.layers[:layer]) for chunk in self._chunks(images)])
 
     def _sums(self, images):
         """The last layer's sums, before the TensorNorm: float32 N×classes, whole numbers."""
+        if self.vary:
+            self.vary(len(images))
         return self._through(images if self.start else self._quantized(images), self.layers[self.start :])
 
     def _quantized(self, images):
@@ -126,15 +166,25 @@ class _Layer:
         self.weight = weight.contiguous(memory_format=torch.channels_last) if self.conv else weight
 
     def __call__(self, x):
-        if self.conv:
-            x = convolve(x, self.weight, self.module.padding, self.pad)
-        else:
-            x = F.linear(x.flatten(1), self.weight)
-        if self.threshold is None:
-            return x
+        sums = self.sums(x)
+        return sums if self.threshold is None else self.pooled(torch.where(self.reached(sums), 1.0, -1.0))
+
+    def sums(self, x):
+        """The sums before the comparison, whole numbers in float32. Weights can be of each image, with it in front."""
+        if self.weight.dim() == self.module.weight.dim():
+            if self.conv:
+                return convolve(x, self.weight, self.module.padding, self.pad)
+            return F.linear(x.flatten(1), self.weight)
+        if not self.conv:
+            return torch.bmm(self.weight, x.flatten(1)[..., None])[..., 0]
+        grouped = x.reshape(1, -1, *x.shape[2:])  # the channels of all images side by side
+        sums = convolve(grouped, self.weight.flatten(0, 1), self.module.padding, self.pad, groups=len(x))
+        return sums.view(len(x), -1, *sums.shape[2:])
+
+    def reached(self, sums):
+        """Do the sums reach their threshold, that of a channel, or of each image and channel?"""
         # compared half-way between two whole numbers, so that rounding in a fast convolution does no harm
-        reached = x > self.threshold.view(-1, *[1] * (x.dim() - 2)) - 0.5
-        return self.pooled(torch.where(reached, 1.0, -1.0))
+        return sums > self.threshold.view(*self.threshold.shape, *[1] * (sums.dim() - 2)) - 0.5
 
     def pooled(self, x):
         """x after the layer's 2×2 max pool; x itself if it has none."""
@@ -153,28 +203,41 @@ class _Int8Layer(_Layer):
     """
 
     def pack(self, weight):
-        hidden, outputs = self.threshold is not None, len(weight)
+        outputs = len(weight)
         zero_point = 0 if self.pad else self.inputs
-        # 2·sum - 2·threshold + 2, clamped to [0, 2], is 0 where sum < threshold, else 2
-        scale = torch.full((outputs,), 2.0 if hidden else 1.0)
-        bias = 2 - 2 * self.threshold if hidden else None
-        if self.pad:
-            bias = (bias if hidden else 0) - scale * weight.flatten(1).sum(1)
-        after = (torch.uint8, "hardtanh", [0.0, 2.0], "") if hidden else (torch.float32, "none", [], "")
+        one, two = torch.ones(outputs), torch.full((outputs,), 2.0)
+        padded = weight.flatten(1).sum(1) if self.pad else torch.zeros(outputs)
         if self.conv:
             geometry = ([1, 1], list(self.module.padding), [1, 1], 1)  # stride, padding, dilation, groups
             self.run = torch.ops.onednn.qconv2d_pointwise
-            packed = torch.ops.onednn.qconv_prepack(weight.to(torch.int8), scale, 1.0, zero_point, *geometry)
+            packed = torch.ops.onednn.qconv_prepack(weight.to(torch.int8), one, 1.0, zero_point, *geometry)
         else:
             geometry = ()
             self.run = torch.ops.onednn.qlinear_pointwise
             packed = torch.ops.onednn.qlinear_prepack(weight.to(torch.int8), None)
         zeros = torch.zeros(outputs, dtype=torch.int32)
-        self.arguments = (1.0, zero_point, packed, scale, zeros, bias, *geometry, 1.0, 0, *after)
+
+        def arguments(scale, bias, *after):
+            return (1.0, zero_point, packed, scale, zeros, bias, *geometry, 1.0, 0, *after)
+
+        self.for_sums = arguments(one, -padded, torch.float32, "none", [], "")
+        if self.threshold is not None:
+            # 2·sum - 2·threshold + 2, clamped to [0, 2], is 0 where sum < threshold, else 2
+            bias = 2 - 2 * self.threshold - 2 * padded
+            self.for_signs = arguments(two, bias, torch.uint8, "hardtanh", [0.0, 2.0], "")
 
     def __call__(self, x):
-        x = x.contiguous(memory_format=torch.channels_last) if self.conv else x.flatten(1)
-        return self.pooled(self.run(x, *self.arguments))
+        if self.threshold is None:
+            return self.sums(x)
+        if self.threshold.dim() == 1:
+            return self.pooled(self.run(self.ordered(x), *self.for_signs))
+        return self.pooled(self.reached(self.sums(x)).to(torch.uint8) << 1)
+
+    def sums(self, x):
+        return self.run(self.ordered(x), *self.for_sums)
+
+    def ordered(self, x):
+        return x.contiguous(memory_format=torch.channels_last) if self.conv else x.flatten(1)
 
 
 @torch.inference_mode()

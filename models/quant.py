@@ -89,12 +89,12 @@ class _Binary:
         return super().inner_forward_impl(x, weight, bias)
 
 
-def convolve(x, weight, padding, value):
+def convolve(x, weight, padding, value, groups=1):
     """2-d convolution of stride 1. padding: (rows, columns) on each side, filled with `value`."""
     if value == 0:
-        return F.conv2d(x, weight, padding=padding)
+        return F.conv2d(x, weight, padding=padding, groups=groups)
     rows, columns = padding
-    return F.conv2d(F.pad(x, (columns, columns, rows, rows), value=value), weight)
+    return F.conv2d(F.pad(x, (columns, columns, rows, rows), value=value), weight, groups=groups)
 
 
 class BinaryConv2d(_Binary, QuantConv2d):
