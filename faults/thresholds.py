@@ -32,8 +32,7 @@ def misread_thresholds(fault, net, tester, seed, numbers=None):
 
     def vary(images):
         each = [read(int(next(numbers))) for _ in range(images)]
-        for layer, thresholds in zip(hidden, zip(*each)):
-            layer.threshold = torch.stack(thresholds)  # images×channels
+        folded.set_thresholds([torch.stack(thresholds) for thresholds in zip(*each)])
 
     hooks = _compare_in(net, hidden) if tester is net else []
     try:

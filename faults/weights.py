@@ -195,16 +195,15 @@ def misread_weights_of_each(fault, net, tester, seed, numbers=None):
     """
     memory, numbers = WeightMemory(net), iter(count() if numbers is None else numbers)
     if tester is not net:
-        signs = tester.flat_signs()
+        wrong = torch.zeros(0, dtype=torch.int64)
 
-        def weights_of(images):
-            weights = signs.repeat(images, 1)
-            for row, number in zip(weights, numbers):
-                wrong = memory.wrong(fault, seed, int(number)).to(row.device)
-                row.index_copy_(0, wrong, -row.index_select(0, wrong))
-            return weights
+        def change(weights):
+            nonlocal wrong
+            before, wrong = wrong, memory.wrong(fault, seed, int(next(numbers))).to(weights.device)
+            for addresses in (before.to(weights.device), wrong):
+                weights.index_copy_(0, addresses, -weights.index_select(0, addresses))
 
-        with tester.weights_of_each(weights_of):
+        with tester.one_by_one(change):
             yield
         return
     forward = net.forward

@@ -28,7 +28,6 @@ from models.quant import convolve
 
 STEPS = 128  # steps of the input quantiser between 0 and 1: Q1.7
 CHUNK = 125  # images processed at once on a CPU, so that their activations stay in its caches
-CHUNK_OF_EACH = 8  # the same where each image has its own weights
 
 
 class Folded(nn.Module):
@@ -45,7 +44,7 @@ class Folded(nn.Module):
         self.eval()  # so that evaluate(), which restores the mode it found, leaves the net in evaluation mode
         self.change = None  # None, or a function (number of a hidden layer, its maps) -> the maps that are read
         self.vary = None  # None, or a function (number of images), called before each chunk of them is computed
-        self.each = False  # has each image weights of its own?
+        self.chunk = CHUNK
         self.start = 0  # the first layer that is computed; above 0, forward gets what maps_before gives for it
         self.int8 = int8 and net.binary_layers()[0].weight.device.type == "cpu" and int8_works()
         self.layers = self._made_layers()
@@ -70,37 +69,32 @@ class Folded(nn.Module):
 
     @torch.no_grad()
     def set_thresholds(self, thresholds):
-        """Compare with these thresholds: float32 whole numbers, one tensor for each hidden layer."""
+        """Compare with these thresholds: float32 whole numbers of the channels, one tensor for each hidden layer.
+
+        Or of images×channels, each image with its own.
+        """
         for layer, threshold in zip(self.layers[:-1], thresholds, strict=True):
-            layer.threshold = threshold
-            layer.pack(layer.signs())
+            layer.compare_with(threshold)
 
     @contextmanager
-    def weights_of_each(self, weights_of):
-        """Inside the `with`, each image is computed with weights of its own, in float32.
+    def one_by_one(self, change_weights):
+        """Inside the `with`, images are computed one at a time, in float32.
 
-        weights_of: function (number of images) -> their weights, float32 images×all weights, layer by layer, ±1, as in
-        `flat_signs`. It is called before each chunk of images.
+        change_weights: function (weights), called before each image. It changes them in place: float32 ±1, all weights
+        that the layers compute with, layer by layer.
         """
         kept, self.int8 = (self.int8, self.layers), False
         self.layers = self._made_layers()
+        weights = torch.cat([layer.signs().flatten() for layer in self.layers])
         shapes = [layer.module.weight.shape for layer in self.layers]
-
-        def vary(count):
-            parts = weights_of(count).split([shape.numel() for shape in shapes], 1)
-            for layer, part, shape in zip(self.layers, parts, shapes):
-                layer.weight = part.view(count, *shape)
-
-        self.vary, self.each = vary, True
+        for layer, part, shape in zip(self.layers, weights.split([shape.numel() for shape in shapes]), shapes):
+            layer.weight = part.view(shape)
+        self.vary, self.chunk = lambda images: change_weights(weights), 1
         try:
             yield
         finally:
-            self.vary, self.each = None, False
+            self.vary, self.chunk = None, CHUNK
             self.int8, self.layers = kept
-
-    def flat_signs(self):
-        """All weights that the layers compute with, layer by layer: float32, ±1."""
-        return torch.cat([layer.signs().flatten() for layer in self.layers])
 
     @torch.inference_mode()
     def forward(self, images):
@@ -108,9 +102,7 @@ class Folded(nn.Module):
 
     def _chunks(self, images):
         """Parts of the images that are computed at once."""
-        if self.each:
-            return images.split(CHUNK_OF_EACH)
-        return images.split(CHUNK) if self.int8 else (images,)
+        return images.split(self.chunk) if self.int8 or self.chunk == 1 else (images,)
 
     @torch.inference_mode()
     def maps_before(self, layer, images):
@@ -165,24 +157,21 @@ class _Layer:
     def pack(self, weight):
         self.weight = weight.contiguous(memory_format=torch.channels_last) if self.conv else weight
 
+    def compare_with(self, threshold):
+        self.threshold = threshold
+
     def __call__(self, x):
         sums = self.sums(x)
         return sums if self.threshold is None else self.pooled(torch.where(self.reached(sums), 1.0, -1.0))
 
     def sums(self, x):
-        """The sums before the comparison, whole numbers in float32. Weights can be of each image, with it in front."""
-        if self.weight.dim() == self.module.weight.dim():
-            if self.conv:
-                return convolve(x, self.weight, self.module.padding, self.pad)
-            return F.linear(x.flatten(1), self.weight)
-        if not self.conv:
-            return torch.bmm(self.weight, x.flatten(1)[..., None])[..., 0]
-        grouped = x.reshape(1, -1, *x.shape[2:])  # the channels of all images side by side
-        sums = convolve(grouped, self.weight.flatten(0, 1), self.module.padding, self.pad, groups=len(x))
-        return sums.view(len(x), -1, *sums.shape[2:])
+        """The sums before the comparison, whole numbers in float32."""
+        if self.conv:
+            return convolve(x, self.weight, self.module.padding, self.pad)
+        return F.linear(x.flatten(1), self.weight)
 
     def reached(self, sums):
-        """Do the sums reach their threshold, that of a channel, or of each image and channel?"""
+        """True where the sums reach the threshold of their channel."""
         # compared half-way between two whole numbers, so that rounding in a fast convolution does no harm
         return sums > self.threshold.view(*self.threshold.shape, *[1] * (sums.dim() - 2)) - 0.5
 
@@ -205,39 +194,40 @@ class _Int8Layer(_Layer):
     def pack(self, weight):
         outputs = len(weight)
         zero_point = 0 if self.pad else self.inputs
-        one, two = torch.ones(outputs), torch.full((outputs,), 2.0)
-        padded = weight.flatten(1).sum(1) if self.pad else torch.zeros(outputs)
+        ones = torch.ones(outputs)
+        self.padded = weight.flatten(1).sum(1) if self.pad else torch.zeros(outputs)
         if self.conv:
             geometry = ([1, 1], list(self.module.padding), [1, 1], 1)  # stride, padding, dilation, groups
-            self.run = torch.ops.onednn.qconv2d_pointwise
-            packed = torch.ops.onednn.qconv_prepack(weight.to(torch.int8), one, 1.0, zero_point, *geometry)
+            kernel = torch.ops.onednn.qconv2d_pointwise
+            packed = torch.ops.onednn.qconv_prepack(weight.to(torch.int8), ones, 1.0, zero_point, *geometry)
         else:
             geometry = ()
-            self.run = torch.ops.onednn.qlinear_pointwise
+            kernel = torch.ops.onednn.qlinear_pointwise
             packed = torch.ops.onednn.qlinear_prepack(weight.to(torch.int8), None)
         zeros = torch.zeros(outputs, dtype=torch.int32)
 
-        def arguments(scale, bias, *after):
-            return (1.0, zero_point, packed, scale, zeros, bias, *geometry, 1.0, 0, *after)
+        def run(x, scale, bias, *after):
+            x = x.contiguous(memory_format=torch.channels_last) if self.conv else x.flatten(1)
+            return kernel(x, 1.0, zero_point, packed, scale * ones, zeros, bias, *geometry, 1.0, 0, *after)
 
-        self.for_sums = arguments(one, -padded, torch.float32, "none", [], "")
-        if self.threshold is not None:
+        self.run = run
+        self.compare_with(self.threshold)
+
+    def compare_with(self, threshold):
+        self.threshold = threshold
+        if threshold is not None and threshold.dim() == 1:
             # 2·sum - 2·threshold + 2, clamped to [0, 2], is 0 where sum < threshold, else 2
-            bias = 2 - 2 * self.threshold - 2 * padded
-            self.for_signs = arguments(two, bias, torch.uint8, "hardtanh", [0.0, 2.0], "")
+            self.bias = 2 - 2 * threshold - 2 * self.padded
 
     def __call__(self, x):
         if self.threshold is None:
             return self.sums(x)
         if self.threshold.dim() == 1:
-            return self.pooled(self.run(self.ordered(x), *self.for_signs))
+            return self.pooled(self.run(x, 2, self.bias, torch.uint8, "hardtanh", [0.0, 2.0], ""))
         return self.pooled(self.reached(self.sums(x)).to(torch.uint8) << 1)
 
     def sums(self, x):
-        return self.run(self.ordered(x), *self.for_sums)
-
-    def ordered(self, x):
-        return x.contiguous(memory_format=torch.channels_last) if self.conv else x.flatten(1)
+        return self.run(x, 1, -self.padded, torch.float32, "none", [], "")
 
 
 @torch.inference_mode()

@@ -89,12 +89,12 @@ class _Binary:
         return super().inner_forward_impl(x, weight, bias)
 
 
-def convolve(x, weight, padding, value, groups=1):
+def convolve(x, weight, padding, value):
     """2-d convolution of stride 1. padding: (rows, columns) on each side, filled with `value`."""
     if value == 0:
-        return F.conv2d(x, weight, padding=padding, groups=groups)
+        return F.conv2d(x, weight, padding=padding)
     rows, columns = padding
-    return F.conv2d(F.pad(x, (columns, columns, rows, rows), value=value), weight, groups=groups)
+    return F.conv2d(F.pad(x, (columns, columns, rows, rows), value=value), weight)
 
 
 class BinaryConv2d(_Binary, QuantConv2d):
