@@ -82,7 +82,7 @@ class MisreadMaps:
         if self.fault.kind == "inverted":
             return torch.from_numpy(np.concatenate(parts[0])).to(values.device)
         up, down = (torch.from_numpy(np.concatenate(part)).to(values.device) for part in parts)
-        return torch.cat([up[values[up] <= 0], down[values[down] > 0]])
+        return torch.cat([up[values.index_select(0, up) <= 0], down[values.index_select(0, down) > 0]])
 
     def cells_of(self, number):
         """(up, down) of misreads for an image."""

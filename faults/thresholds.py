@@ -19,25 +19,24 @@ from models.folded import Folded
 def misread_thresholds(fault, net, tester, seed, numbers=None):
     """Inside the `with`, cells of the threshold memory read as the fault says, for one pass over the images.
 
-    The memory holds the thresholds layer by layer, channel by channel, the least significant bit first.
     tester: what is evaluated, the net itself or Folded(net). numbers: of the images, in the order in which they come,
     by default 0, 1, 2, …; what transient cells read for image i depends on (fault, seed, i) alone.
     """
     folded = Folded(net, int8=False) if tester is net else tester
     hidden, numbers = folded.layers[:-1], iter(count() if numbers is None else numbers)
-    intact, bits = [layer.threshold for layer in hidden], [bits_of(layer.bound) for layer in hidden]
+    intact = [layer.threshold for layer in hidden]
+    memory = ThresholdMemory(intact, [bits_of(layer.bound) for layer in hidden], net.layer_names()[:-1])
 
-    def read(image=None):
-        return misread_numbers(fault, intact, bits, net, seed, image)
+    def compare_with(read):
+        folded.set_thresholds(read.to(intact[0].device).split(memory.channels, -1))
 
     def vary(images):
-        each = [read(int(next(numbers))) for _ in range(images)]
-        folded.set_thresholds([torch.stack(thresholds) for thresholds in zip(*each)])
+        compare_with(torch.stack([memory.read(fault, seed, int(next(numbers))) for _ in range(images)]))
 
     hooks = _compare_in(net, hidden) if tester is net else []
     try:
         if fault.cells.persistent:
-            folded.set_thresholds(read())
+            compare_with(memory.read(fault, seed))
         elif tester is net:
             hooks.append(net.register_forward_pre_hook(lambda net, inputs: vary(len(inputs[0]))))
         else:
@@ -63,26 +62,26 @@ def _compare_in(net, hidden):
     ]
 
 
-def misread_numbers(fault, thresholds, bits, net, seed, image=None):
-    """The thresholds as they are read: float32 tensors, one for each hidden layer. bits: of a threshold of each.
+class ThresholdMemory:
+    """The bits of the thresholds: layer by layer, channel by channel, the least significant bit first.
 
-    image: the number of the image that they are read for; None for all images.
+    thresholds: of each hidden layer, float32 whole numbers. bits: of a threshold of each layer. names: of the layers.
     """
-    held = np.concatenate([_to_bits(numbers, width) for numbers, width in zip(thresholds, bits)])
-    sizes = [len(numbers) * width for numbers, width in zip(thresholds, bits)]
-    select = in_layers(chosen_layers(fault, net.layer_names()[:-1]), sizes)
-    held[wrong_cells(*misreads(fault, len(held), seed, image, select), held.__getitem__)] ^= 1
-    parts = np.split(held, np.cumsum(sizes)[:-1])
-    return [_to_numbers(part, width).to(like.device) for part, width, like in zip(parts, bits, thresholds)]
 
+    def __init__(self, thresholds, bits, names):
+        self.names, self.channels = names, [len(each) for each in thresholds]
+        self.sizes = [channels * width for channels, width in zip(self.channels, bits)]
+        self.numbers = torch.cat(thresholds).long().cpu().numpy()
+        widths = np.repeat(bits, self.channels)
+        self.owner = np.repeat(np.arange(len(widths)), widths)  # of each cell: the number of its threshold
+        place = np.arange(len(self.owner)) - (np.cumsum(widths) - widths)[self.owner]
+        self.held = (self.numbers[self.owner] >> place & 1).astype(np.uint8)
+        self.worth = np.where(place == widths[self.owner] - 1, -1, 1) << place  # of a 1 in each cell
 
-def _to_bits(numbers, width):
-    """Whole numbers as bits, the least significant first: uint8 0 or 1, len(numbers)·width."""
-    return (numbers.long().cpu().numpy()[:, None] >> np.arange(width) & 1).astype(np.uint8).ravel()
-
-
-def _to_numbers(bits, width):
-    """The numbers that these bits are in two's complement, float32."""
-    worth = 1 << np.arange(width)
-    worth[-1] *= -1
-    return torch.from_numpy((bits.reshape(-1, width) * worth).sum(1)).float()
+    def read(self, fault, seed, image=None):
+        """All thresholds as they are read, float32. image: the number of the image; None for all images."""
+        select = in_layers(chosen_layers(fault, self.names), self.sizes)
+        wrong = wrong_cells(*misreads(fault, len(self.held), seed, image, select), self.held.__getitem__)
+        more = np.where(self.held[wrong], -self.worth[wrong], self.worth[wrong])
+        changes = np.bincount(self.owner[wrong], more, minlength=len(self.numbers))
+        return torch.from_numpy(self.numbers + changes).float()

@@ -30,7 +30,7 @@ from faults import (
     planes_of,
 )
 from faults.cells import broken_cells, broken_in, misreads
-from faults.thresholds import bits_of, misread_numbers
+from faults.thresholds import ThresholdMemory, bits_of
 from models import CNV, TOPOLOGIES, Topology
 from models.folded import Folded
 from repairs import with_fault, with_repair
@@ -390,19 +390,18 @@ def test_bits_of_a_threshold(bound, bits):
 
 def test_numbers_in_twos_complement_by_hand():
     """5 = 0101, -3 = 1101, 0 = 0000, -8 = 1000 in four bits."""
-    net = CNV(Topology(8, ((4, False),), ()), 10).eval()
     numbers = torch.tensor([5.0, -3.0, 0.0, -8.0])
 
     def read(kind):
         fault = fault_of_cells(Cells("thresholds"), kind, 1.0)
-        return misread_numbers(fault, [numbers], [4], net, 0)[0].tolist()
+        return ThresholdMemory([numbers], [4], ["conv1"]).read(fault, 0).tolist()
 
     assert read("inverted") == [-6, 2, -1, 7]
     assert read("stuck_at_0") == [0, 0, 0, 0] and read("stuck_at_1") == [-1, -1, -1, -1]
     fault = fault_of_cells(Cells("thresholds"), "inverted", 0.3)
-    (once,) = misread_numbers(fault, [numbers], [4], net, 0)
+    once = ThresholdMemory([numbers], [4], ["conv1"]).read(fault, 0)
     assert once.tolist() != numbers.tolist()
-    assert misread_numbers(fault, [once], [4], net, 0)[0].tolist() == numbers.tolist()  # twice is nothing
+    assert ThresholdMemory([once], [4], ["conv1"]).read(fault, 0).tolist() == numbers.tolist()  # twice is nothing
 
 
 def moved_sums(net, images, moved):
@@ -432,10 +431,10 @@ def test_thresholds_against_brevitas_with_moved_sums(name, persistent):
     fault = fault_of_cells(Cells("thresholds", persistent=persistent), "inverted", 0.02)
     intact = [layer.threshold.clone() for layer in Folded(net, int8=False).layers[:-1]]
     bits = [bits_of(layer.bound) for layer in Folded(net, int8=False).layers[:-1]]
-    expected = []
+    memory, expected = ThresholdMemory(intact, bits, net.layer_names()[:-1]), []
     for number, image in zip((4, 0, 9), images):
-        read = misread_numbers(fault, intact, bits, net, 1, None if persistent else number)
-        moved = [its - threshold for its, threshold in zip(read, intact)]
+        read = memory.read(fault, 1, None if persistent else number)
+        moved = (read - torch.cat(intact)).split([len(threshold) for threshold in intact])
         assert any(difference.any() for difference in moved)
         expected.append(moved_sums(net, image[None], moved))
     expected = torch.cat(expected)
