@@ -194,24 +194,36 @@ def misread_weights_of_each(fault, net, tester, seed, numbers=None):
     by default 0, 1, 2, …; what breaks for image i depends on (fault, seed, i) alone.
     """
     memory, numbers = WeightMemory(net), iter(count() if numbers is None else numbers)
-    if tester is not net:
-        wrong = torch.zeros(0, dtype=torch.int64)
 
-        def change(weights):
-            nonlocal wrong
-            before, wrong = wrong, memory.wrong(fault, seed, int(next(numbers))).to(weights.device)
-            for addresses in (before.to(weights.device), wrong):
-                weights.index_copy_(0, addresses, -weights.index_select(0, addresses))
+    def wrong_of_next():
+        return memory.wrong(fault, seed, int(next(numbers)))
 
-        with tester.one_by_one(change):
-            yield
-        return
+    with _flips_before_each(memory, net, wrong_of_next) if tester is net else _flips_in_place(tester, wrong_of_next):
+        yield
+
+
+def _flips_in_place(folded, wrong_of_next):
+    """A context manager: the folded net computes image by image, the weights at the addresses of each flipped."""
+    wrong = None
+
+    def change(weights):
+        nonlocal wrong
+        before, wrong = wrong, wrong_of_next().to(weights.device)
+        for addresses in [wrong] if before is None else [before, wrong]:  # those of the image before flip back
+            weights.index_copy_(0, addresses, -weights.index_select(0, addresses))
+
+    return folded.one_by_one(change)
+
+
+@contextmanager
+def _flips_before_each(memory, net, wrong_of_next):
+    """The same for Brevitas' own net."""
     forward = net.forward
 
     def one_by_one(images):
         found = []
-        for image, number in zip(images, numbers):
-            with memory.flipped(memory.wrong(fault, seed, int(number))):
+        for image in images:
+            with memory.flipped(wrong_of_next()):
                 found.append(forward(image[None]))
         return torch.cat(found)
 

@@ -85,7 +85,7 @@ class Folded(nn.Module):
         """
         kept, self.int8 = (self.int8, self.layers), False
         self.layers = self._made_layers()
-        weights = torch.cat([layer.signs().flatten() for layer in self.layers])
+        weights = torch.cat([layer.signs().detach().flatten() for layer in self.layers])
         shapes = [layer.module.weight.shape for layer in self.layers]
         for layer, part, shape in zip(self.layers, weights.split([shape.numel() for shape in shapes]), shapes):
             layer.weight = part.view(shape)
