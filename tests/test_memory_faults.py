@@ -387,7 +387,7 @@ def test_thresholds_against_brevitas_with_moved_sums(name, int8):
         (Cells("cache"), ("inverted", 0.1), "memory 'cache' is unknown"),
         (Cells("weights"), ("wrong", 0.1), "reading 'wrong' is unknown"),
         (Cells("weights"), ("inverted", 1.5), "rate 1.5 is no probability"),
-        (Cells("weights", persistent=False), ("inverted", 0.1), "persistent, not transient"),
+        (Cells("thresholds", persistent=False), ("inverted", 0.1), "persistent, not transient"),
         (Cells("weights", planes=((7, 1.0),)), ("inverted", 0.1), "planes are of the image memory"),
         (Cells("image", ("conv1",)), ("inverted", 0.1), "has no layers"),
         (Cells("image", lines="row"), ("inverted", 0.1), "name its size"),
@@ -429,7 +429,6 @@ def test_one_evaluation_of_train_smaller_is_the_cell_of_the_sweep(tmp_path, monk
         assert "leave --mem_fault and --noise out" in run_script(train_smaller, *words, "--noise", "0.1")[2]
         assert "--ber is for --memory" in run_script(train_smaller, "--data", ".", "--ber", "0.1")[2]
         assert "no weights of layer fc7" in run_script(train_smaller, *words, "--layers", "fc7")[2]
-        assert "--memory is for an evaluation" in run_script(train_smaller, *words, "--train")[2]
 
 
 @pytest.mark.parametrize("text", ["", "8", "7+7", "7+", "6@2", "6@0", "a", "7@b"])
