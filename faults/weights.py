@@ -4,7 +4,6 @@ from contextlib import contextmanager, nullcontext
 
 import torch
 
-from common import UserError
 from faults.cells import drawn_masks, misread_masks, misreads, step_seed, wrong_cells
 from faults.fault import NO_FAULT, NOISE_KINDS
 from faults.layers import chosen_layers, in_layers
@@ -60,21 +59,17 @@ def weight_flips(net, probability, seed):
     0 to 1. net: a CNV in evaluation mode.
     """
     layers = net.binary_layers()
+    generator = torch.Generator().manual_seed(seed)
     flipped = 0
     try:
-        for layer, flips in zip(layers, flip_masks(layers, probability, seed)):
+        for layer in layers:
+            flips = torch.rand(layer.weight.shape, generator=generator) < probability
             flipped += flips.sum().item()
             layer.flips = flips.to(layer.weight.device)
         yield flipped / sum(layer.weight.numel() for layer in layers)
     finally:
         for layer in layers:
             layer.flips = None
-
-
-def flip_masks(layers, probability, seed):
-    """True for each binary weight that weight_flips flips: a bool tensor for each of the layers, of its shape."""
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.rand(layer.weight.shape, generator=generator) < probability for layer in layers]
 
 
 SIGN_BIT = -(1 << 31)  # of a float32, as int32
@@ -113,7 +108,7 @@ class TrainingFaults:
             if self.transient:
                 self.masks = drawn_masks(fault, fault.level, (self.total + self.SHIFTS,), self.generator)
             else:
-                self.masks = [self._in_memory_order(mask) for mask in self._persistent(fault)]
+                self.masks = [self._in_memory_order(mask) for mask in self._persistent(fault, net)]
 
     @contextmanager
     def at(self, step):
@@ -166,10 +161,11 @@ class TrainingFaults:
                 found.append((weight, wrong.to(torch.int32).mul_(SIGN_BIT)))
         return found
 
-    def _persistent(self, fault):
+    def _persistent(self, fault, net):
         """(up, down) of the cells that an evaluation with the same seed has: bool, in the order of their addresses."""
         if fault.kind == "flips":
-            flips = torch.cat([mask.flatten() for mask in flip_masks(self.layers, fault.level, self.seed)])
+            with weight_flips(net, fault.level, self.seed):
+                flips = torch.cat([layer.flips.flatten() for layer in self.layers])
             return flips, flips
         select = in_layers(self.chosen, [layer.weight.numel() for layer in self.layers])
         return misread_masks(fault, self.total, self.seed, select)
@@ -194,8 +190,6 @@ def misread_weights(fault, net, seed):
     The memory holds one bit for each binary weight, 1 for +1, layer by layer in the order of the net's tensors. Weights
     are read after weight standardisation; latent weights do not change. net: a CNV in evaluation mode.
     """
-    if not fault.cells.persistent:
-        raise UserError("transient cells of the weights are for --train: an evaluation reads the weights once")
     layers = net.binary_layers()
     sizes = [layer.weight.numel() for layer in layers]
     with torch.no_grad():
