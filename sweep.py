@@ -56,6 +56,7 @@ from faults import (
     misread_activations,
     misread_thresholds,
     misread_weights,
+    misread_weights_of_each,
     planes_of,
 )
 from models.folded import Folded
@@ -144,7 +145,7 @@ def parse():
     group.add_argument("--repair", nargs="*", choices=REPAIRS, help=f"default {listed(REPAIR)}")
     group.add_argument("--rate", nargs="*", type=share, help=f"shares of a plane broken, default {listed(RATE)}")
     group.add_argument(
-        "--rate_bits", nargs="*", type=bit, help=f"broken bits for the rates, default {listed(RATE_BITS)}"
+        "--rate_bits", nargs="*", type=within(int, 0, MSB), help=f"bits for the rates, default {listed(RATE_BITS)}"
     )
     group.add_argument(
         "--sigma", nargs="*", type=within(float, 0, 1e6), help=f"sigma_val of weight noise, default {listed(SIGMA)}"
@@ -181,8 +182,9 @@ def add_cell_options(group, share):
         "--cells",
         nargs="+",
         choices=("persistent", "transient"),
-        help="the same cells for all images, or anew for each; default both; for --rate: transient",
+        help="the same cells for all images, or anew for each; default both, for weights persistent",
     )
+    group.add_argument("--planes", type=planes, help="planes of the image memory, such as 7+6; default all eight")
     group.add_argument(
         "--layers", nargs="+", help="layers that break together, such as conv1 fc2; each: one at a time; default all"
     )
@@ -198,8 +200,11 @@ def add_cell_options(group, share):
 
 def bit_or_planes(text):
     """An argparse type: a bit as int, or several as the planes of Cells."""
-    if "+" not in text and "@" not in text:
-        return within(int, 0, MSB)(text)
+    return planes(text) if "+" in text or "@" in text else within(int, 0, MSB)(text)
+
+
+def planes(text):
+    """An argparse type: planes of Cells, such as 7 or 7+6@0.1."""
     try:
         return planes_of(text)
     except UserError as error:
@@ -225,11 +230,8 @@ def fill_defaults(args):
     """
     if args.critical and not args.memory:
         args.memory, args.layers = ["weights"], args.layers or ["each"]
-    of_cells = [
-        name
-        for name in ("ber", "reading", "p01", "p10", "layers", "lines", "array", "protection")
-        if getattr(args, name)
-    ]
+    of_cells = ("ber", "reading", "p01", "p10", "cells", "planes", "layers", "lines", "array", "protection")
+    of_cells = [name for name in of_cells if getattr(args, name)]
     if of_cells and not args.memory:
         raise UserError(f"--{of_cells[0]} is for --memory: name the memories whose cells break")
     named = bool(args.memory)
@@ -263,22 +265,13 @@ def wanted_faults(args, layers=((),)):
     for bit in args.bits:
         faults += whole_planes(bit, args) if isinstance(bit, int) else several_planes(bit, args)
     faults += [
-        fault_of_cells(Cells("image", planes=planes_in(bit), persistent=kept == "persistent"), "random", rate, run)
-        for bit in args.rate_bits
-        for rate in args.rate
-        for kept in args.cells or ["transient"]
-        for run in runs
+        Fault("random", bit, level=rate, run=run) for bit in args.rate_bits for rate in args.rate for run in runs
     ]
     for kind, levels in (("noise", args.sigma), ("noise_relative", args.sigma), ("flips", args.flip)):
         faults += [Fault(kind, level=level, run=run) for level in levels for run in runs]
     for memory in args.memory:
         faults += faults_of_memory(memory, args, layers if memory != "image" else [()])
     return list(dict.fromkeys(fault for fault in faults if fault.level != 0))
-
-
-def planes_in(bit):
-    """The planes of Cells that one bit, or several, are."""
-    return ((bit, 1.0),) if isinstance(bit, int) else bit
 
 
 def whole_planes(bit, args):
@@ -301,53 +294,53 @@ def several_planes(planes, args):
     if args.unrepaired:
         faults += [fault_of_cells(cells, "random", 1.0, run) for run in range(args.runs)]
         faults += [fault_of_cells(cells, kind, 1.0) for kind in ("stuck_at_0", "stuck_at_1")]
-    return faults + mended(fault_of_cells(cells, "random", 1.0), args.repair)
+    return faults + mended([fault_of_cells(cells, "random", 1.0)], args.repair)
 
 
 def faults_of_memory(memory, args, layers):
     """The faults of the cells of one memory, at every bit error rate and run; of images with the repairs asked for."""
     if args.lines is None and args.array is not None:
         raise UserError("--array is for --lines: name rows or columns")
-    can = ("persistent", "transient") if memory in ("image", "activations") else ("persistent",)
-    kept = [each for each in args.cells or can if each in can]
-    if not kept:
-        raise UserError(f"{memory} are read into the net once: their cells are persistent, not transient")
-    faults = []
+    kept = args.cells or (["persistent"] if memory == "weights" else ["persistent", "transient"])
+    faults, planes = [], (args.planes or ()) if memory == "image" else ()
     for names, each, lines in product(layers, kept, args.lines or [None]):
-        cells = Cells(memory, names, persistent=each == "persistent", lines=lines, array=args.array if lines else None)
+        array = args.array if lines else None
+        cells = Cells(memory, names, planes, persistent=each == "persistent", lines=lines, array=array)
         for reading, level, number in product(args.reading or READING, args.ber or BER, range(args.runs)):
             asymmetry = (args.p01, args.p10) if reading == "asymmetric" else (None, None)
             fault = fault_of_cells(cells, reading, level, number, *asymmetry)
             faults.append(fault)
-            if memory == "image" and args.mends and cells.persistent:
-                faults += mended(fault, args.mends, known=True)
-            if memory == "image" and args.protection:
-                faults += under_protection(fault, args.protection, args.mends or [FLAGGED])
-    return faults
+    if memory != "image":
+        return faults
+    guarded = [each for fault in faults for each in under_protection(fault, args)]
+    return faults + mended(faults, args.mends) + guarded
 
 
-def under_protection(fault, protections, repairs):
+def under_protection(fault, args):
     """A fault of cells of the image memory under each protection that can be; with the repairs of what it flags."""
     faults = []
-    for name in protections:
-        for repair in repairs if PROTECTIONS[name].detects else [None]:
+    for name in args.protection or ():
+        for repair in (args.mends or [FLAGGED]) if PROTECTIONS[name].detects else [None]:
             if fault.cells.persistent or not PROTECTIONS[name].rotates:
                 faults.append(with_protection(fault, name, repair))
     return faults
 
 
-def mended(fault, repairs, known=False):
-    """A fault of cells of the image memory with each of the repairs that can mend it. UserError if none can."""
-    faults, refused = [], None
-    for repair in repairs:
+def mended(faults, repairs):
+    """Faults of cells of the image memory with each of the repairs that can mend them, told the map and not told it.
+
+    Transient cells have no map, and without one a repair needs an intact plane. UserError if there is no such fault.
+    """
+    found, refused = [], None
+    for fault, repair, known in product(faults, repairs, (True, False)):
         for source in REPAIRS[repair].sources or [None]:
             try:
-                faults.append(with_repair(fault, repair, source, known))
+                found.append(with_repair(fault, repair, source, known))
             except ImpossibleRepair as error:
                 refused = error
-    if refused and not faults:
+    if refused and not found:
         raise refused
-    return faults
+    return found
 
 
 def sets_of_layers(args, sessions):
@@ -401,6 +394,8 @@ class TestSet:
         if fault.memory == "image":
             learns = fault.repair and REPAIRS[fault.repair].learn
             return self.code_of(made_by, fault.repair, training_digest(*self.where) if learns else "")
+        if fault.cells and not fault.persistent and fault.memory == "weights":
+            return self.code_of(code_digest, misread_weights_of_each)
         return self.code_of(code_digest, MISREAD[fault.memory] if fault.cells else faulty_weights)
 
     def _under(self, fault, seed):
@@ -666,8 +661,6 @@ def possible_faults(args, sessions):
             fault for fault in faults if fault.memory == "weights" or not fault.cells or last not in fault.cells.layers
         ]
     for fault in faults:
-        if fault.memory == "thresholds" and not args.fold:
-            raise UserError("thresholds are in the folded net only: leave --no-fold out")
         for session in sessions if fault.cells else []:
             check_layers(fault, session.net)
     return faults

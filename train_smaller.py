@@ -708,8 +708,6 @@ def evaluated_fault(args, net):
         raise UserError("--memory is a fault of its own: leave --mem_fault and --noise out")
     if fault.cells:
         check_layers(fault, net)
-    if fault.memory == "weights" and not fault.persistent:
-        raise UserError("--transient weights are for --train: an evaluation reads the weights into the net once")
     return fault
 
 

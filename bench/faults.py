@@ -2,20 +2,21 @@
 """What a fault of a memory costs: time of an evaluation with it, in units of the evaluation without, side by side.
 
     .venv/bin/python -m bench.faults                            # CIFAR-10 net
-    .venv/bin/python -m bench.faults --net tiny_imagenet_smaller --rounds 3
+    .venv/bin/python -m bench.faults --net tiny_imagenet_smaller --rounds 3 --memory image activations
 
-Drawing the cells and changing the data count, and for weights and thresholds also packing them anew. These two are paid
-once for all images, so their share falls with the number of images. Quote the median.
+Drawing the cells and changing the data count, and for persistent weights and thresholds also packing them anew. These
+two are paid once for all images, so their share falls with the number of images. Quote the median.
 """
 
 import statistics
 import time
+from itertools import product
 
 import torch
 
 from common import Parser, run, within
 from engine import EvalBatches, faulty_net, predict
-from faults import Cells, fault_of_cells
+from faults import MEMORIES, Cells, fault_of_cells
 from models import CNV, TOPOLOGIES
 from models.folded import Folded
 from repairs import with_fault
@@ -23,8 +24,6 @@ from repairs import with_fault
 ROUNDS = 5
 IMAGES = 500
 BER = (1e-4, 1e-3, 1e-2, 0.1)
-MEMORIES = (("image", True), ("image", False), ("activations", True), ("activations", False))
-MEMORIES += (("weights", True), ("thresholds", True))
 
 
 def seconds(fault, net, folded, images, labels):
@@ -44,6 +43,7 @@ def main():
     parser.add_argument("--net", choices=TOPOLOGIES, default="cifar_smaller", help="default %(default)s")
     parser.add_argument("--rounds", type=within(int, 1), default=ROUNDS, help="default %(default)s")
     parser.add_argument("--images", type=within(int, 1), default=IMAGES, help="in a round, default %(default)s")
+    parser.add_argument("--memory", nargs="+", choices=MEMORIES, default=MEMORIES, help="default: all")
     args = parser.parse_args()
     torch.manual_seed(0)
     net = CNV(TOPOLOGIES[args.net], 10).eval()
@@ -53,7 +53,7 @@ def main():
     folded = Folded(net)
     faults = [
         fault_of_cells(Cells(memory, persistent=persistent), "stuck_at_1", level)
-        for memory, persistent in MEMORIES
+        for memory, persistent in product(args.memory, (True, False))
         for level in BER
     ]
     times = {fault: [] for fault in faults}

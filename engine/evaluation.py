@@ -6,8 +6,13 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from common import UserError
-from faults import faulty_weights, misread_activations, misread_thresholds, misread_weights
+from faults import (
+    faulty_weights,
+    misread_activations,
+    misread_thresholds,
+    misread_weights,
+    misread_weights_of_each,
+)
 
 
 class Score(NamedTuple):
@@ -96,7 +101,7 @@ class Measured(NamedTuple):
     """An evaluation under a fault."""
 
     score: Score
-    flipped: float | None  # share of weight signs flipped; None for the other memories
+    flipped: float | None  # share of weight signs flipped; None for the other memories and transient cells
     predicted: torch.Tensor  # the predicted class of each image, int64 N
 
 
@@ -115,15 +120,16 @@ def measure(fault, net, tester, batches, seed, numbers=None):
 def faulty_net(fault, net, tester, seed, numbers=None):
     """Inside the `with`, the tester has a fault of weights, activations or thresholds, for one pass over the images.
 
-    Yields the share of weight signs flipped; None for other memories. Arguments as for measure.
+    Yields the share of weight signs flipped; None for other memories and transient cells. Arguments as for measure.
     """
     if fault.memory == "activations":
         with misread_activations(fault, net, tester, seed, numbers):
             yield None
     elif fault.memory == "thresholds":
-        if tester is net:
-            raise UserError("thresholds are in the folded net only: leave --no-fold out")
-        with misread_thresholds(fault, net, tester, seed):
+        with misread_thresholds(fault, net, tester, seed, numbers):
+            yield None
+    elif fault.memory == "weights" and fault.cells and not fault.persistent:
+        with misread_weights_of_each(fault, net, tester, seed, numbers):
             yield None
     elif fault.memory == "weights":
         try:

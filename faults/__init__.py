@@ -34,4 +34,11 @@ from faults.images import (
 )
 from faults.layers import check_layers, first_faulty, memory_size
 from faults.thresholds import misread_thresholds
-from faults.weights import TrainingFaults, faulty_weights, misread_weights, weight_flips, weight_noise
+from faults.weights import (
+    TrainingFaults,
+    faulty_weights,
+    misread_weights,
+    misread_weights_of_each,
+    weight_flips,
+    weight_noise,
+)

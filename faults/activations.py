@@ -63,7 +63,8 @@ class MisreadMaps:
         read = pixels.reshape(len(maps), -1).clone()  # N×cells
         wrong = self.wrong_in(layer, numbers, read)
         flat = read.view(-1)
-        flat[wrong] = (2 if maps.dtype == torch.uint8 else 0) - flat[wrong]  # the sum of the two values is 2, or 0
+        both = 2 if maps.dtype == torch.uint8 else 0  # the sum of the two values
+        flat.index_copy_(0, wrong, both - flat.index_select(0, wrong))
         if layer == self.last:
             for number in numbers:
                 self.drawn.pop(number, None)

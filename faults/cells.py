@@ -27,13 +27,12 @@ def broken_cells(level, count, key):
     if level <= RARE:
         return np.sort(rare[generator.random(len(rare)) * RARE < level])
     whole, part = divmod(256 * (level - RARE) / (1 - RARE), 1)
-    steps = np.frombuffer(generator.bytes(count), np.uint8)
-    cells = np.flatnonzero(steps <= whole)
-    same = steps[cells] == whole
-    below = ~same
-    below[same] = generator.random(np.count_nonzero(same)) < part
-    below[np.isin(cells, rare, assume_unique=True, kind="table")] = False
-    return np.sort(np.concatenate([cells[below], np.sort(rare)]), kind="stable")
+    steps = generator.bit_generator.random_raw(-(-count // 8)).view(np.uint8)[:count]
+    broken = steps < whole
+    same = np.flatnonzero(steps == whole)
+    broken[same] = generator.random(len(same)) < part
+    broken[rare] = True
+    return np.flatnonzero(broken)
 
 
 def broken_in(fault, level, count, key):

@@ -114,8 +114,6 @@ def fault_of_cells(cells, kind, level, run=0, p01=None, p10=None):
         cells = cells._replace(planes=cells.planes or ALL_PLANES)
     elif cells.planes:
         raise UserError(f"planes are of the image memory: the {cells.memory} memory has layers")
-    if not cells.persistent and cells.memory == "thresholds":
-        raise UserError("thresholds are read into the net once: their cells are persistent, not transient")
     fault = Fault(kind, level=float(level), run=run, cells=cells, p01=asymmetry[0], p10=asymmetry[1])
     return _short(fault)
 
@@ -138,8 +136,8 @@ def _short(fault):
     if cells.lines is None and not cells.persistent and fault.kind in IMAGE_KINDS and len(cells.planes) == 1:
         ((bit, share),) = cells.planes
         return Fault(fault.kind, bit, level=fault.level * share, run=fault.run)
-    every = cells.persistent and not cells.layers and cells.lines is None
-    if cells.memory == "weights" and fault.kind == "inverted" and every:
+    whole = cells.persistent and not cells.layers and cells.lines is None
+    if cells.memory == "weights" and fault.kind == "inverted" and whole:
         return Fault("flips", level=fault.level, run=fault.run)
     return fault
 

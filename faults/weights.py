@@ -1,6 +1,7 @@
 """Faulty weights: noise on latent weights, flips of binary weights, in evaluation and in training."""
 
 from contextlib import contextmanager, nullcontext
+from itertools import count
 
 import torch
 
@@ -183,26 +184,80 @@ class TrainingFaults:
         return store[start : start + self.total].split([layer.weight.numel() for layer in self.layers])
 
 
+class WeightMemory:
+    """The net's binary weights as they are stored: one bit for each, 1 for +1, layer by layer in the order of tensors.
+
+    Weights are read after weight standardisation; latent weights do not change. net: a CNV in evaluation mode.
+    """
+
+    def __init__(self, net):
+        self.layers = net.binary_layers()
+        self.names = net.layer_names()
+        self.sizes = [layer.weight.numel() for layer in self.layers]
+        with torch.no_grad():
+            signs = torch.cat([layer.quant_weight().value.flatten() for layer in self.layers])
+        self.held = (signs > 0).to(torch.uint8).cpu().numpy()
+
+    def wrong(self, fault, seed, image=None):
+        """The addresses, int64, of the weights that are read wrong. image: the number of the image; None: of all."""
+        select = in_layers(chosen_layers(fault, self.names), self.sizes)
+        up, down = misreads(fault, len(self.held), seed, image, select)
+        return torch.from_numpy(wrong_cells(up, down, self.held.__getitem__))
+
+    @contextmanager
+    def flipped(self, addresses):
+        """Inside the `with`, the net's weights at these addresses have the other sign."""
+        wrong = torch.zeros(len(self.held), dtype=torch.bool)
+        wrong[addresses] = True
+        try:
+            for layer, flips in zip(self.layers, wrong.split(self.sizes)):
+                layer.flips = flips.view(layer.weight.shape).to(layer.weight.device)
+            yield
+        finally:
+            for layer in self.layers:
+                layer.flips = None
+
+
 @contextmanager
 def misread_weights(fault, net, seed):
-    """Inside the `with`, cells of the weight memory read as the fault says. Yields the share of all signs that flip.
+    """Inside the `with`, persistent cells of the weight memory read as the fault says. Yields the share that flips."""
+    memory = WeightMemory(net)
+    wrong = memory.wrong(fault, seed)
+    with memory.flipped(wrong):
+        yield len(wrong) / len(memory.held)
 
-    The memory holds one bit for each binary weight, 1 for +1, layer by layer in the order of the net's tensors. Weights
-    are read after weight standardisation; latent weights do not change. net: a CNV in evaluation mode.
+
+@contextmanager
+def misread_weights_of_each(fault, net, tester, seed, numbers=None):
+    """Inside the `with`, transient cells of the weight memory read as the fault says, for one pass over the images.
+
+    tester: what is evaluated, the net itself or Folded(net). numbers: of the images, in the order in which they come,
+    by default 0, 1, 2, …; what breaks for image i depends on (fault, seed, i) alone.
     """
-    layers = net.binary_layers()
-    sizes = [layer.weight.numel() for layer in layers]
-    with torch.no_grad():
-        signs = torch.cat([layer.quant_weight().value.flatten() for layer in layers])
-    held = (signs > 0).to(torch.uint8).cpu().numpy()
-    select = in_layers(chosen_layers(fault, net.layer_names()), sizes)
-    wrong = torch.zeros(len(held), dtype=torch.bool)
-    up, down = misreads(fault, len(held), seed, select=select)
-    wrong[torch.from_numpy(wrong_cells(up, down, held.__getitem__))] = True
+    memory, numbers = WeightMemory(net), iter(count() if numbers is None else numbers)
+    if tester is not net:
+        wrong = torch.zeros(0, dtype=torch.int64)
+
+        def change(weights):
+            nonlocal wrong
+            before, wrong = wrong, memory.wrong(fault, seed, int(next(numbers))).to(weights.device)
+            for addresses in (before.to(weights.device), wrong):
+                weights.index_copy_(0, addresses, -weights.index_select(0, addresses))
+
+        with tester.one_by_one(change):
+            yield
+        return
+    forward = net.forward
+
+    def one_by_one(images):
+        found = []
+        for image, number in zip(images, numbers):
+            with memory.flipped(memory.wrong(fault, seed, int(number))):
+                found.append(forward(image[None]))
+        return torch.cat(found)
+
+    net.forward = one_by_one
     try:
-        for layer, flips in zip(layers, wrong.split(sizes)):
-            layer.flips = flips.view(layer.weight.shape).to(layer.weight.device)
-        yield wrong.sum().item() / len(held)
+        yield
     finally:
-        for layer in layers:
-            layer.flips = None
+        del net.forward

@@ -17,6 +17,7 @@ Source: Umuroglu et al., "FINN" (2017), for thresholds in place of batch norms.
 """
 
 import functools
+from contextlib import contextmanager
 from itertools import pairwise
 
 import torch
@@ -42,18 +43,23 @@ class Folded(nn.Module):
         self.net = net
         self.eval()  # so that evaluate(), which restores the mode it found, leaves the net in evaluation mode
         self.change = None  # None, or a function (number of a hidden layer, its maps) -> the maps that are read
+        self.vary = None  # None, or a function (number of images), called before each chunk of them is computed
+        self.chunk = CHUNK
         self.start = 0  # the first layer that is computed; above 0, forward gets what maps_before gives for it
         self.int8 = int8 and net.binary_layers()[0].weight.device.type == "cpu" and int8_works()
-        layer_kind = _Int8Layer if self.int8 else _Layer
-        self.layers = []
-        modules = [*net.conv_features, *net.linear_features]
-        starts = [i for i, module in enumerate(modules) if module in net.binary_layers()]
+        self.layers = self._made_layers()
+        self.take_weights()
+
+    def _made_layers(self):
+        layer_kind, layers = _Int8Layer if self.int8 else _Layer, []
+        modules = [*self.net.conv_features, *self.net.linear_features]
+        starts = [i for i, module in enumerate(modules) if module in self.net.binary_layers()]
         for start, end in pairwise([*starts, len(modules)]):
             module, *after = modules[start:end]  # after it: batch norm or TensorNorm, activation, pool
             norm = next((each for each in after if isinstance(each, (nn.BatchNorm1d, nn.BatchNorm2d))), None)
             pool = any(isinstance(each, nn.MaxPool2d) for each in after)
-            self.layers.append(layer_kind(module, norm, pool, first=not self.layers))
-        self.take_weights()
+            layers.append(layer_kind(module, norm, pool, first=not layers))
+        return layers
 
     @torch.no_grad()
     def take_weights(self):
@@ -63,24 +69,50 @@ class Folded(nn.Module):
 
     @torch.no_grad()
     def set_thresholds(self, thresholds):
-        """Compare with these thresholds: float32 whole numbers, one tensor for each hidden layer."""
+        """Compare with these thresholds: float32 whole numbers of the channels, one tensor for each hidden layer.
+
+        Or of images×channels, each image with its own.
+        """
         for layer, threshold in zip(self.layers[:-1], thresholds, strict=True):
-            layer.threshold = threshold
-            layer.pack(layer.signs())
+            layer.compare_with(threshold)
+
+    @contextmanager
+    def one_by_one(self, change_weights):
+        """Inside the `with`, images are computed one at a time, in float32.
+
+        change_weights: function (weights), called before each image. It changes them in place: float32 ±1, all weights
+        that the layers compute with, layer by layer.
+        """
+        kept, self.int8 = (self.int8, self.layers), False
+        self.layers = self._made_layers()
+        weights = torch.cat([layer.signs().flatten() for layer in self.layers])
+        shapes = [layer.module.weight.shape for layer in self.layers]
+        for layer, part, shape in zip(self.layers, weights.split([shape.numel() for shape in shapes]), shapes):
+            layer.weight = part.view(shape)
+        self.vary, self.chunk = lambda images: change_weights(weights), 1
+        try:
+            yield
+        finally:
+            self.vary, self.chunk = None, CHUNK
+            self.int8, self.layers = kept
 
     @torch.inference_mode()
     def forward(self, images):
-        chunks = images.split(CHUNK) if self.int8 else (images,)
-        return self.net.linear_features[-1](torch.cat([self._sums(chunk) for chunk in chunks]))
+        return self.net.linear_features[-1](torch.cat([self._sums(chunk) for chunk in self._chunks(images)]))
+
+    def _chunks(self, images):
+        """Parts of the images that are computed at once."""
+        return images.split(self.chunk) if self.int8 or self.chunk == 1 else (images,)
 
     @torch.inference_mode()
     def maps_before(self, layer, images):
         """What a layer, counted from 0, reads: the maps of the layer before it, as they are stored."""
-        chunks = images.split(CHUNK) if self.int8 else (images,)
-        return torch.cat([self._through(self._quantized(chunk), self.layers[:layer]) for chunk in chunks])
+        return torch.cat([self._through(self._quantized(chunk), self.layers[:layer]) for chunk in self._chunks(images)])
 
     def _sums(self, images):
         """The last layer's sums, before the TensorNorm: float32 N×classes, whole numbers."""
+        if self.vary:
+            self.vary(len(images))
         return self._through(images if self.start else self._quantized(images), self.layers[self.start :])
 
     def _quantized(self, images):
@@ -125,16 +157,23 @@ class _Layer:
     def pack(self, weight):
         self.weight = weight.contiguous(memory_format=torch.channels_last) if self.conv else weight
 
+    def compare_with(self, threshold):
+        self.threshold = threshold
+
     def __call__(self, x):
+        sums = self.sums(x)
+        return sums if self.threshold is None else self.pooled(torch.where(self.reached(sums), 1.0, -1.0))
+
+    def sums(self, x):
+        """The sums before the comparison, whole numbers in float32."""
         if self.conv:
-            x = convolve(x, self.weight, self.module.padding, self.pad)
-        else:
-            x = F.linear(x.flatten(1), self.weight)
-        if self.threshold is None:
-            return x
+            return convolve(x, self.weight, self.module.padding, self.pad)
+        return F.linear(x.flatten(1), self.weight)
+
+    def reached(self, sums):
+        """True where the sums reach the threshold of their channel."""
         # compared half-way between two whole numbers, so that rounding in a fast convolution does no harm
-        reached = x > self.threshold.view(-1, *[1] * (x.dim() - 2)) - 0.5
-        return self.pooled(torch.where(reached, 1.0, -1.0))
+        return sums > self.threshold.view(*self.threshold.shape, *[1] * (sums.dim() - 2)) - 0.5
 
     def pooled(self, x):
         """x after the layer's 2×2 max pool; x itself if it has none."""
@@ -153,28 +192,42 @@ class _Int8Layer(_Layer):
     """
 
     def pack(self, weight):
-        hidden, outputs = self.threshold is not None, len(weight)
+        outputs = len(weight)
         zero_point = 0 if self.pad else self.inputs
-        # 2·sum - 2·threshold + 2, clamped to [0, 2], is 0 where sum < threshold, else 2
-        scale = torch.full((outputs,), 2.0 if hidden else 1.0)
-        bias = 2 - 2 * self.threshold if hidden else None
-        if self.pad:
-            bias = (bias if hidden else 0) - scale * weight.flatten(1).sum(1)
-        after = (torch.uint8, "hardtanh", [0.0, 2.0], "") if hidden else (torch.float32, "none", [], "")
+        ones = torch.ones(outputs)
+        self.padded = weight.flatten(1).sum(1) if self.pad else torch.zeros(outputs)
         if self.conv:
             geometry = ([1, 1], list(self.module.padding), [1, 1], 1)  # stride, padding, dilation, groups
-            self.run = torch.ops.onednn.qconv2d_pointwise
-            packed = torch.ops.onednn.qconv_prepack(weight.to(torch.int8), scale, 1.0, zero_point, *geometry)
+            kernel = torch.ops.onednn.qconv2d_pointwise
+            packed = torch.ops.onednn.qconv_prepack(weight.to(torch.int8), ones, 1.0, zero_point, *geometry)
         else:
             geometry = ()
-            self.run = torch.ops.onednn.qlinear_pointwise
+            kernel = torch.ops.onednn.qlinear_pointwise
             packed = torch.ops.onednn.qlinear_prepack(weight.to(torch.int8), None)
         zeros = torch.zeros(outputs, dtype=torch.int32)
-        self.arguments = (1.0, zero_point, packed, scale, zeros, bias, *geometry, 1.0, 0, *after)
+
+        def run(x, scale, bias, *after):
+            x = x.contiguous(memory_format=torch.channels_last) if self.conv else x.flatten(1)
+            return kernel(x, 1.0, zero_point, packed, scale * ones, zeros, bias, *geometry, 1.0, 0, *after)
+
+        self.run = run
+        self.compare_with(self.threshold)
+
+    def compare_with(self, threshold):
+        self.threshold = threshold
+        if threshold is not None and threshold.dim() == 1:
+            # 2·sum - 2·threshold + 2, clamped to [0, 2], is 0 where sum < threshold, else 2
+            self.bias = 2 - 2 * threshold - 2 * self.padded
 
     def __call__(self, x):
-        x = x.contiguous(memory_format=torch.channels_last) if self.conv else x.flatten(1)
-        return self.pooled(self.run(x, *self.arguments))
+        if self.threshold is None:
+            return self.sums(x)
+        if self.threshold.dim() == 1:
+            return self.pooled(self.run(x, 2, self.bias, torch.uint8, "hardtanh", [0.0, 2.0], ""))
+        return self.pooled(self.reached(self.sums(x)).to(torch.uint8) << 1)
+
+    def sums(self, x):
+        return self.run(x, 1, -self.padded, torch.float32, "none", [], "")
 
 
 @torch.inference_mode()

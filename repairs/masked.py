@@ -8,7 +8,7 @@ in every value, each gives what the repair of the same name in pixels.py gives.
 import torch
 
 from faults import MSB, get_bit
-from repairs.pixels import GREY, scan
+from repairs.pixels import GREY, NEIGHBOR_CHUNK, NEIGHBOR_PASSES, scan, sum_of_neighbors
 
 
 def constant_0(images, broken):
@@ -30,19 +30,19 @@ def copy_bit(images, broken, source):
     return images & ~broken | broken * get_bit(images, source)
 
 
-def nearest(low, broken, prediction):
-    """The candidate nearest to a prediction, of equally near ones the lower: int16.
+def nearest(low, broken, prediction, count=1):
+    """The candidate nearest to prediction / count, of equally near ones the lower: int16.
 
-    low: the values with the broken bits 0. broken: the broken bits. All int16, of one shape.
+    low: the values with the broken bits 0. broken: the broken bits. All int16, of one shape; count may broadcast.
     """
     below = low.clone()  # becomes the greatest candidate up to the prediction, or the least if there is none
     for bit in range(MSB, -1, -1):
         more = below + (broken & 1 << bit)
-        below = torch.where(more <= prediction, more, below)
+        below = torch.where(count * more <= prediction, more, below)
     # the next candidate: the intact bits are set to 1, so that a carry passes over them
     above = low + (((below | 0xFF ^ broken) + 1) & broken)
     above = torch.where(below == low + broken, below, above)
-    return torch.where(above - prediction < prediction - below, above, below)
+    return torch.where(count * above - prediction < prediction - count * below, above, below)
 
 
 def from_left(images, broken):
@@ -60,6 +60,20 @@ def from_median_predictor(images, broken):
     """The candidate nearest to JPEG-LS' prediction from the repaired neighbours, as in pixels.py."""
     low, broken = _both(images, broken)
     return scan(low, lambda y, x, prediction: nearest(low[..., y, x], broken[..., y, x], prediction))
+
+
+def from_neighbors(images, broken):
+    """The candidate nearest to the mean of the eight neighbours' estimates, as in pixels.py."""
+    return torch.cat([_from_neighbors(part, broken) for part in images.split(NEIGHBOR_CHUNK)])
+
+
+def _from_neighbors(images, broken):
+    low, broken = _both(images, broken)
+    counts = sum_of_neighbors(torch.ones_like(low[..., :1, :, :]))
+    estimate = (2 * low + broken) >> 1
+    for _ in range(NEIGHBOR_PASSES):
+        estimate = nearest(low, broken, sum_of_neighbors(estimate), counts)
+    return estimate.to(torch.uint8)
 
 
 def _both(images, broken):

@@ -90,6 +90,7 @@ REPAIRS = {
             comparisons=pixels.NEIGHBOR_PASSES,
             lines=2 * pixels.NEIGHBOR_PASSES,
         ),
+        masked=masked.from_neighbors,
     ),
     "colors": Repair(
         colors.from_colors,
@@ -172,6 +173,8 @@ def with_repair(fault, repair, source=None, known=False):
     row = REPAIRS[repair]
     if fault.memory != "image":
         raise ImpossibleRepair(f"{repair} mends images, not {fault.memory}")
+    if fault.cells is None:
+        raise ImpossibleRepair(f"{repair} mends a whole transient plane: sweep.py --bits {fault.bit} measures it")
     if row.masked is None:
         names = ", ".join(name for name, other in REPAIRS.items() if other.masked)
         raise ImpossibleRepair(f"{repair} mends one broken plane: several bits are mended by {names}")

@@ -120,13 +120,11 @@ def _options(fault):
 def _options_of_cells(fault):
     """The same for a fault of cells."""
     cells, kept = fault.cells, "persistent" if fault.persistent else "transient"
-    if cells.planes not in ((), ALL_PLANES):
-        if fault.level == 1 and not fault.persistent:
-            return [f"--bits {fault.planes} --repair {fault.repair or ''}".rstrip()]
-        return [f"--rate {fault.level:g} --rate_bits {fault.planes} --cells {kept}"]
     words = [f"--memory {fault.memory} --ber {fault.level:g} --reading {fault.kind} --cells {kept}"]
     if fault.kind == "asymmetric":
         words.append(f"--p01 {fault.p01:g} --p10 {fault.p10:g}")
+    if cells.planes not in ((), ALL_PLANES):
+        words.append(f"--planes {fault.planes}")
     if cells.layers:
         words.append(f"--layers {' '.join(cells.layers)}")
     if cells.lines:

@@ -131,7 +131,7 @@ def _table(title, corner, faults, row_label, field, figure="mean"):
         clean = NO_FAULT if figure == "mean" and (field == "level" or not rows) else None
         line = [clean, *map(found.get, values)]
         rows.append((name, figure, line))
-        if any(fault.memory == "weights" for fault in found.values()):
+        if any(fault.memory == "weights" and fault.persistent for fault in found.values()):
             rows.append(("signs flipped (%)", "flipped", line))
         if any(fault.cells for fault in found.values()):
             rows.append(("silent data corruption (%)", "broken", line))

@@ -21,6 +21,9 @@ def test_nearest_candidate_against_a_search():
             whole = torch.full((len(predictions),), low, dtype=torch.int16)
             found = nearest(whole, torch.full_like(whole, broken), torch.from_numpy(predictions).short())
             assert np.array_equal(found.numpy(), expected), (broken, low)
+            expected = candidates[np.abs(3 * candidates[:, None] - predictions).argmin(0)]  # nearest to a third
+            found = nearest(whole, torch.full_like(whole, broken), torch.from_numpy(predictions).short(), 3)
+            assert np.array_equal(found.numpy(), expected), (broken, low)
 
 
 @pytest.mark.parametrize("bit", range(8))

@@ -23,6 +23,7 @@ from faults import (
     break_cells,
     broken_map,
     fault_of_cells,
+    first_faulty,
     misread_activations,
     misread_thresholds,
     misread_weights,
@@ -328,6 +329,58 @@ def test_weights_stuck_at_1_flip_those_that_are_minus_1():
     assert all(layer.flips is None for layer in net.binary_layers())
 
 
+@pytest.mark.parametrize(
+    "name,kind,wsconv,pad",
+    [
+        ("cifar_smaller", "inverted", False, 0),
+        ("tiny_imagenet_smaller", "random", False, 0),
+        ("small", "stuck_at_1", True, 0),
+        ("small", "random", False, -1),
+    ],
+)
+def test_transient_weights_against_a_net_for_each_image(name, kind, wsconv, pad):
+    """Latent weights that are set by hand for each image, from the addresses of the cells that misread."""
+    net, images = hard_case(NETS[name], wsconv, pad)
+    fault = fault_of_cells(Cells("weights", persistent=False), kind, 0.05)
+    signs = torch.cat([layer.quant_weight().value.flatten() for layer in net.binary_layers()]).detach()
+    plain = CNV(NETS[name], 10, pad=pad).eval()
+    plain.load_state_dict(net.state_dict())
+    expected, reads = [], []
+    for number, image in zip((4, 0, 9), images):
+        up, down = misreads(fault, len(signs), 1, number)
+        read = signs.clone()
+        read[up[signs[up] < 0]] = 1
+        broken = down[signs[down] > 0] if up is not down else up[signs[up] > 0]
+        read[broken] = -1
+        reads.append(read)
+        parts = read.split([layer.weight.numel() for layer in plain.binary_layers()])
+        for layer, part in zip(plain.binary_layers(), parts):
+            layer.weight.data.copy_(part.view(layer.weight.shape))
+        expected.append(logits(plain, image[None]))
+    assert not torch.equal(reads[0], reads[1])
+    expected = torch.cat(expected)
+    for tester in (Folded(net), Folded(net, int8=False), net):
+        before = logits(tester, images)
+        with faulty_net(fault, net, tester, 1, iter((4, 0, 9))):
+            assert torch.equal(torch.cat([logits(tester, part) for part in images.split(2)]), expected)
+        assert torch.equal(logits(tester, images), before) and not torch.equal(before, expected)
+
+
+def test_transient_weights_of_some_layers_and_many_images():
+    net, _ = small_net()
+    images = images_of(SMALL, 21)  # several chunks
+    fault = fault_of_cells(Cells("weights", ("conv2", "fc2"), persistent=False), "inverted", 0.1)
+    assert fault.memory == "weights" and not fault.persistent and first_faulty(fault, net) == 0
+    whole = []
+    for tester in (Folded(net), net):
+        with faulty_net(fault, net, tester, 5) as flipped:
+            whole.append(logits(tester, images))
+        assert flipped is None
+    assert torch.equal(*whole)
+    every = fault_of_cells(Cells("weights", persistent=False), "inverted", 0.1)
+    assert every.cells and every.kind == "inverted"  # not the short form, whose cells are persistent
+
+
 @pytest.mark.parametrize("bound,bits", [(1, 3), (2, 3), (3, 4), (6, 4), (7, 5), (27 * 128, 13), (576, 11), (2304, 13)])
 def test_bits_of_a_threshold(bound, bits):
     assert bits_of(bound) == bits
@@ -352,33 +405,45 @@ def test_numbers_in_twos_complement_by_hand():
     assert misread_numbers(fault, [once], [4], net, 0)[0].tolist() == numbers.tolist()  # twice is nothing
 
 
-@pytest.mark.parametrize("name", NETS)
-@pytest.mark.parametrize("int8", [True, False])
-def test_thresholds_against_brevitas_with_moved_sums(name, int8):
-    """A threshold that reads d more is as a batch norm that sees d less, in units of the sum."""
-    net, images = hard_case(NETS[name])
+def moved_sums(net, images, moved):
+    """Logits of Brevitas' net whose batch norms see `moved` (of each hidden layer) less, in units of the sum."""
     norms = [module for module in net.modules() if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d))]
-    for norm in norms:  # with gain 0 the sign is that of the bias, whatever the sum: no threshold moves it
-        norm.weight.data[norm.weight == 0] = 0.5
-    folded = Folded(net, int8)
-    intact = [layer.threshold.clone() for layer in folded.layers[:-1]]
-    before = folded(images)
-    with misread_thresholds(fault_of_cells(Cells("thresholds"), "inverted", 0.02), net, folded, 1):
-        found = folded(images)
-        moved = [layer.threshold - threshold for layer, threshold in zip(folded.layers, intact)]
-    assert any(difference.any() for difference in moved)
     hooks = []
-    for norm, difference, layer in zip(norms, moved, folded.layers):
-        shift = difference * torch.where(norm.weight < 0, -1.0, 1.0) / layer.inputs
+    for norm, difference, inputs in zip(norms, moved, [128, *[1] * len(norms)]):
+        shift = difference * torch.where(norm.weight < 0, -1.0, 1.0) / inputs
 
         def move(module, inputs, shift=shift):
             return (inputs[0] - shift.view(-1, *[1] * (inputs[0].dim() - 2)),)
 
         hooks.append(norm.register_forward_pre_hook(move))
-    assert torch.equal(found, logits(net, images)) and not torch.equal(found, before)
+    found = logits(net, images)
     for hook in hooks:
         hook.remove()
-    assert torch.equal(folded(images), before)
+    return found
+
+
+@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("persistent", [True, False])
+def test_thresholds_against_brevitas_with_moved_sums(name, persistent):
+    """A threshold that reads d more is as a batch norm that sees d less."""
+    net, images = hard_case(NETS[name])
+    for norm in net.norms()[:-1]:  # with gain 0 the sign is that of the bias, whatever the sum: no threshold moves it
+        norm.weight.data[norm.weight == 0] = 0.5
+    fault = fault_of_cells(Cells("thresholds", persistent=persistent), "inverted", 0.02)
+    intact = [layer.threshold.clone() for layer in Folded(net, int8=False).layers[:-1]]
+    bits = [bits_of(layer.bound) for layer in Folded(net, int8=False).layers[:-1]]
+    expected = []
+    for number, image in zip((4, 0, 9), images):
+        read = misread_numbers(fault, intact, bits, net, 1, None if persistent else number)
+        moved = [its - threshold for its, threshold in zip(read, intact)]
+        assert any(difference.any() for difference in moved)
+        expected.append(moved_sums(net, image[None], moved))
+    expected = torch.cat(expected)
+    for tester in (Folded(net), Folded(net, int8=False), net):
+        before = logits(tester, images)
+        with misread_thresholds(fault, net, tester, 1, iter((4, 0, 9))):
+            assert torch.equal(torch.cat([logits(tester, part) for part in images.split(2)]), expected)
+        assert torch.equal(logits(tester, images), before) and not torch.equal(before, expected)
 
 
 @pytest.mark.parametrize(
@@ -387,7 +452,6 @@ def test_thresholds_against_brevitas_with_moved_sums(name, int8):
         (Cells("cache"), ("inverted", 0.1), "memory 'cache' is unknown"),
         (Cells("weights"), ("wrong", 0.1), "reading 'wrong' is unknown"),
         (Cells("weights"), ("inverted", 1.5), "rate 1.5 is no probability"),
-        (Cells("thresholds", persistent=False), ("inverted", 0.1), "persistent, not transient"),
         (Cells("weights", planes=((7, 1.0),)), ("inverted", 0.1), "planes are of the image memory"),
         (Cells("image", ("conv1",)), ("inverted", 0.1), "has no layers"),
         (Cells("image", lines="row"), ("inverted", 0.1), "name its size"),

@@ -268,7 +268,9 @@ def test_commands_of_faults_of_cells():
         "--layers conv1 fc2 --lines row --array 512x64 --runs 2"
     )
     planes = Cells("image", planes=((7, 1.0), (6, 1.0)), persistent=False)
-    assert command(same, fault_of_cells(planes, "random", 1.0)) == f"{base} --bits 7+6 --repair"
+    assert command(same, fault_of_cells(planes, "random", 1.0)) == (
+        f"{base} --memory image --ber 1 --reading random --cells transient --planes 7+6"
+    )
     secded = with_protection(fault_of_cells(Cells("image"), "inverted", 0.01), "secded", "median")
     assert command(same, secded) == (
         f"{base} --memory image --ber 0.01 --reading inverted --cells persistent --protection secded --repair median"

@@ -41,8 +41,8 @@ def test_rows_against_the_nets(ready, call):  # noqa: F811
     assert status == 0, err
     rows = csv_rows()
     # no fault; images: 2 readings, 2 rates, 2 runs, of them persistent ones unrepaired and by 2 repairs, and transient
-    # ones; activations: persistent and transient; the other two: persistent only
-    assert len(rows) == 1 + 8 * (3 + 1) + 8 * 2 + 8 + 8
+    # ones; activations and thresholds: persistent and transient; weights: persistent only
+    assert len(rows) == 1 + 8 * (3 + 1) + 8 * 2 + 8 * 2 + 8
     _, net, _ = checkpoints.load_net(checkpoints.path_of("cifar10_smaller", 11111))
     images = clean_images()
     planes = planes_of("7+6+5+4+3+2+1+0")
@@ -66,7 +66,7 @@ def test_rows_against_the_nets(ready, call):  # noqa: F811
             assert int(row["correct"]) == correct(net, images)
         assert row["flipped"] == ("" if flipped is None else str(flipped))
     folded = Folded(net)
-    row = find(rows, memory="thresholds", fault="inverted", level="0.2", run="0")
+    row = find(rows, memory="thresholds", fault="inverted", level="0.2", run="0", cells="persistent")
     with faulty_net(fault_of_cells(Cells("thresholds"), "inverted", 0.2), net, folded, 11111):
         assert int(row["correct"]) == correct(folded, images)
     assert {row["fault"] for row in rows if row["memory"] == "weights"} == {"flips", "stuck_at_1"}
@@ -74,11 +74,11 @@ def test_rows_against_the_nets(ready, call):  # noqa: F811
 
 
 def test_the_same_rows_by_brevitas_and_nothing_new_the_second_time(ready, call):  # noqa: F811
-    words = ["--memory", "image", "weights", "activations", *FEW, "--reading", "random", "inverted"]
+    words = [*MEMORIES, *FEW, "--reading", "random", "inverted", "--cells", "persistent", "transient"]
     call(*words)
     whole = contents()
     assert {"memories.png", "memories.svg"} <= set(whole)
-    assert "0 of 41 cells to measure" in call(*words)[1] and contents() == whole
+    assert "0 of 65 cells to measure" in call(*words)[1] and contents() == whole
     shutil.rmtree(FOLDER)
     assert call(*words, "--no-fold")[0] == 0 and contents() == whole
 
@@ -93,10 +93,22 @@ def test_layers_rows_and_columns_and_asymmetric_cells(ready, call):  # noqa: F81
     assert layers == {"weights": {"conv1", "conv2", "fc1", "fc2"}, "activations": {"conv1", "conv2", "fc1"}}
     assert (FOLDER / "layers.png").is_file()
     assert (
-        call("--memory", "weights", "activations", "--layers", "each", "--no-fold", "--results", "slow", *FEW)[0] == 0
+        call(
+            "--memory",
+            "weights",
+            "activations",
+            "thresholds",
+            "--layers",
+            "each",
+            "--no-fold",
+            "--results",
+            "slow",
+            *FEW,
+        )[0]
+        == 0
     )
     slow = {tuple(row.values()) for row in csv_rows(Path("slow/cifar10_smaller_11111"))}
-    assert slow == {tuple(row.values()) for row in rows if row["memory"] != "thresholds"} and len(slow) == 1 + 16 + 24
+    assert slow == {tuple(row.values()) for row in rows} and len(slow) == 1 + 16 + 24 + 24
     lines = ["--memory", "image", "--array", "512x64", "--lines", "row", "column", "--reading", "asymmetric"]
     status, _, err = call(*lines, "--p01", "0.5", "--p10", "1", *FEW)
     assert status == 0, err
@@ -107,6 +119,25 @@ def test_layers_rows_and_columns_and_asymmetric_cells(ready, call):  # noqa: F81
     assert not damaged
     fault = report.fault_in(next(row for row in rows if row["lines"] == "row" and row["cells"] == "transient"))
     assert fault.cells.array == (512, 64) and fault.cells.lines == "row" and not fault.cells.persistent
+
+
+def test_planes_of_the_image_memory_with_the_map_and_without(ready, call):  # noqa: F811
+    words = ["--memory", "image", "--planes", "7+5@0.5", "--repair", "neighbors", "constant_1", *FEW]
+    status, _, err = call(*words)
+    assert status == 0, err
+    rows = [row for row in csv_rows() if row["memory"]]
+    persistent, transient = ([row for row in rows if row["cells"] == kept] for kept in ("persistent", "transient"))
+    assert len(persistent) == 4 * (1 + 2 * 2) and len(transient) == 4 * (1 + 2)
+    assert {row["known"] for row in transient if row["repair"]} == {"0"} and {row["planes"] for row in rows} == {
+        "7+5@0.5"
+    }
+    _, net, _ = checkpoints.load_net(checkpoints.path_of("cifar10_smaller", 11111))
+    fault = fault_of_cells(Cells("image", planes=planes_of("7+5@0.5")), "inverted", 0.2)
+    broken = broken_map(fault, (3, 32, 32), 11111)
+    assert abs((broken & 128 > 0).double().mean() - 0.2) < 0.03 and abs((broken & 32 > 0).double().mean() - 0.1) < 0.03
+    for known, mask in (("1", broken), ("0", 0b10100000)):
+        row = find(persistent, repair="constant_1", known=known, level="0.2", run="0")
+        assert int(row["correct"]) == correct(net, clean_images() | mask)
 
 
 def test_several_planes_at_once(ready, call):  # noqa: F811
@@ -202,14 +233,20 @@ def test_rows_of_every_fault_come_back(tmp_path):
             "no weights of layer conv9: its layers are conv1, conv2, fc1, fc2",
         ),
         (["--memory", "activations", "--layers", "fc2"], "no activations of layer fc2"),
-        (["--memory", "thresholds", "--no-fold"], "folded net only"),
-        (["--memory", "weights", "--cells", "transient"], "persistent, not transient"),
         (["--memory", "image", "--lines", "row"], "name its size"),
         (["--memory", "image", "--array", "4x4"], "--array is for --lines"),
         (["--memory", "image", "--array", "4"], "'4' is no size"),
         (["--memory", "image", "--lines", "row", "--array", "4x4"], "does not hold the 24576 bits of the image memory"),
         (["--memory", "image", "--reading", "asymmetric"], "two probabilities"),
         (["--memory", "image", "--repair", "variation"], "variation mends one broken plane"),
+        (["--memory", "image", "--planes", "9"], "argument --planes: planes '9'"),
+        (["--planes", "7+6"], "--planes is for --memory"),
+        (["--cells", "transient"], "--cells is for --memory"),
+        (
+            ["--memory", "image", "--planes", "6", "--cells", "transient", "--reading", "random", "--repair", "left"],
+            "--bits 6",
+        ),
+        (["--memory", "image", "--cells", "transient", "--repair", "left"], "needs an intact bit"),
         (["--bits", "7+8"], "argument --bits: planes '7+8'"),
         (["--bits", "7+6", "--repair", "variation"], "variation mends one broken plane"),
     ],

@@ -517,12 +517,6 @@ def test_bad_input_gets_one_line(succeed, run_script, words, complaint):
     assert status == 1 and err.count("\n") == 1 and err.startswith("error: ") and complaint in err
 
 
-def test_an_evaluation_reads_weights_once(succeed, run_script):
-    succeed(*TRAIN)
-    status, _, err = run_script(train_smaller, "--data", ".", "--memory", "weights", "--transient")
-    assert status == 1 and err.count("\n") == 1 and "--transient weights are for --train" in err
-
-
 def test_planes_in_an_evaluation(succeed):
     succeed(*TRAIN)
     lines = succeed("--data", ".", "--memory", "image", "--planes", "7+6@0.5", "--ber", "0.3")
