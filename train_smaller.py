@@ -61,11 +61,11 @@ from faults import (
     MSB,
     NO_FAULT,
     READINGS,
-    Cells,
     Fault,
     TrainingFaults,
+    TrainingMaps,
     check_layers,
-    fault_of_cells,
+    fault_of_options,
 )
 from models import LOSSES
 from models.costs import costs, table
@@ -108,7 +108,8 @@ TRAINING_ONLY = (
     *("teacher", "clip", "decay", "train_flip", "train_noise", "bf16"),
 )
 
-CELL_OPTIONS = ("ber", "reading", "layers", "transient")  # options that go with --memory
+# defaults of the options that go with --memory
+CELL_OPTIONS = {"ber": BER, "reading": READING, "layers": [], "transient": False, "planes": ""}
 
 LARGE = 10**6  # upper limit of options that need no larger values
 
@@ -156,14 +157,16 @@ def parse():
         type=int,
         help=f"repaired_n copies bit faulty_bit + this; default {CIFARDataset.NEIGHBOR_OFFSET}",
     )
-    group.add_argument(
-        "--memory", choices=MEMORIES, help="in evaluation: this memory has broken cells, in place of --mem_fault"
-    )
+    group.add_argument("--memory", choices=MEMORIES, help="this memory has broken cells, in place of the other faults")
     group.add_argument("--ber", type=within(float, 0, 1), help=f"share of its cells that are broken, default {BER}")
     group.add_argument("--reading", choices=READINGS[:-1], help=f"what they read, default {READING}")
     group.add_argument("--layers", nargs="+", help="layers whose cells break, such as conv1 fc2; default all")
+    group.add_argument("--planes", help="planes of the image memory whose cells break, such as 7+6; default all eight")
     group.add_argument(
-        "--transient", action="store_true", help="other cells for each image; without it the same for all images"
+        "--transient",
+        action="store_true",
+        default=None,
+        help="other cells for each image, in training on faulty weights for each step; without it always the same",
     )
     group.add_argument(
         "--noise",
@@ -270,6 +273,8 @@ def settle(args, processes):
         "mem_fault": MEM_FAULT,
         "faulty_bit": CIFARDataset.FAULTY_BIT,
         "neighbor_offset": CIFARDataset.NEIGHBOR_OFFSET,
+        "memory": "",
+        **CELL_OPTIONS,
         "train_flip": TRAIN_FLIP,
         "train_noise": TRAIN_NOISE,
         "pretrained": pretrained,
@@ -293,7 +298,20 @@ def settle(args, processes):
         )
     if options["smoothing"] and options["loss"] != "ce":
         raise UserError(f"--smoothing is for the cross-entropy: use 0 with --loss {options['loss']}")
+    check_cells(args, options)
     return options
+
+
+def check_cells(args, options):
+    """UserError if a training has no such fault of cells, or another fault beside it."""
+    cells_of(args)
+    if options["memory"] == "thresholds":
+        raise UserError("--memory thresholds is for an evaluation: thresholds come into being after training")
+    others = [name for name in ("faulty_bit", "neighbor_offset") if getattr(args, name) is not None]
+    without = {"mem_fault": "baseline", "train_flip": 0, "train_noise": 0}
+    others += [name for name, value in without.items() if options[name] != value]
+    if options["memory"] and others:
+        raise UserError(f"--memory is a fault of its own: leave --{others[0]} out")
 
 
 def resumed_options(path, saved, args, processes):
@@ -318,6 +336,8 @@ def resumed_options(path, saved, args, processes):
 
 def image_faults(options):
     """The Faults from which each training batch draws one: just one; with --faulty_bit any, none and each bit."""
+    if options["memory"] == "image":
+        return [fault_of_options(options)]
     what, offset = options["mem_fault"], options["neighbor_offset"]
     if options["faulty_bit"] != "any":
         return [fault_of(what, options["faulty_bit"], offset)]
@@ -422,7 +442,7 @@ def prepare(net, batches, teacher, options, saved, args, processes):
 
     teacher: a folded Teacher, or None.
     """
-    device = processes.device
+    device, fault, seed = processes.device, fault_of_options(options), options["seed"]
     optimizer = make_optimizer(net, options)
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
@@ -441,6 +461,7 @@ def prepare(net, batches, teacher, options, saved, args, processes):
     def set_softness(step):
         net.soften(*(softness(step, cycle_steps, options[name]) for name in ("soften", "soften_weights")))
 
+    map_faults = TrainingMaps(fault, net, batches.most, seed, processes.rank, processes.number)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=in_bf16(args, device))
     model, layout = net, memory_format(args)
     if args.compile:
@@ -456,7 +477,8 @@ def prepare(net, batches, teacher, options, saved, args, processes):
         compute_loss=make_loss(options),
         optimizer=optimizer,
         scheduler=scheduler,
-        weight_faults=TrainingFaults(net, options["train_flip"], options["train_noise"], options["seed"]),
+        weight_faults=TrainingFaults(net, options["train_flip"], options["train_noise"], seed, fault),
+        map_faults=map_faults,
         set_softness=set_softness,
         total=lambda tensor: processes.sum(tensor.clone()),
     )
@@ -623,6 +645,8 @@ def train_locked(path, args, processes):
     elif options["holdout"]:
         warn_if_seen(options, processes.print)
     net = make_net(path, options, saved).to(device, memory_format=memory_format(args))
+    if options["layers"]:
+        check_layers(fault_of_options(options), net)
     checkpoints.check_fits(path, net, test_batches.images, test_batches.labels)
     if teacher:
         teachers.check_fits(options["teacher"], teacher, net)
@@ -663,12 +687,18 @@ def loop(net, training, batches, test_batches, log, args, processes, keeper):
         )
 
 
+def cells_of(args):
+    """The Fault of cells that the options describe; NO_FAULT without --memory."""
+    given = {name: getattr(args, name) for name in CELL_OPTIONS if getattr(args, name) is not None}
+    if args.memory is None and given:
+        raise UserError(f"--{next(iter(given))} is for --memory: name the memory whose cells break")
+    return fault_of_options({"memory": args.memory, **CELL_OPTIONS, **given})
+
+
 def evaluated_fault(args, net):
     """The Fault under which an evaluation is asked for."""
-    given = [name for name in CELL_OPTIONS if getattr(args, name) not in (None, False)]
+    fault = cells_of(args)
     if args.memory is None:
-        if given:
-            raise UserError(f"--{given[0]} is for --memory: name the memory whose cells break")
         return fault_of(
             MEM_FAULT if args.mem_fault is None else args.mem_fault,
             CIFARDataset.FAULTY_BIT if args.faulty_bit is None else args.faulty_bit,
@@ -676,8 +706,6 @@ def evaluated_fault(args, net):
         )
     if args.mem_fault is not None or args.noise:
         raise UserError("--memory is a fault of its own: leave --mem_fault and --noise out")
-    cells = Cells(args.memory, tuple(args.layers or ()), persistent=not args.transient)
-    fault = fault_of_cells(cells, args.reading or READING, BER if args.ber is None else args.ber)
     if fault.cells:
         check_layers(fault, net)
     return fault
@@ -776,10 +804,6 @@ def main():
             if not args.train and args.wsconv is not None:
                 raise UserError("--export_finn writes the net as it was trained: leave --wsconv and --no-wsconv out")
             check_export_packages()  # before, not after, hours of training
-        if args.train and args.memory:
-            raise UserError(
-                "--memory is for an evaluation: training breaks planes (--mem_fault) or weights (--train_flip)"
-            )
         (train if args.train else test)(args, processes)
         if args.export_finn and processes.rank == 0:
             export(args.sess, args.seed, args.data)

@@ -5,6 +5,7 @@
     .venv/bin/python -m bench.train --data data --dataset tiny_imagenet
     .venv/bin/python -m bench.train --parts                          # where the time of our step goes
     .venv/bin/python -m bench.train --train_flip 0.05 --margin 3  # our step with these options against ours without
+    .venv/bin/python -m bench.train --memory activations --ber 0.05 --transient
     .venv/bin/python -m bench.train --teacher checkpoint/teacher.cifar10_11111.pt
 
 usual: torchvision's CIFAR10 or ImageFolder and transforms in a DataLoader, Brevitas' layers, float32, eager.
@@ -31,7 +32,7 @@ from datasets import DATASETS, read_images
 from datasets.cifar import CIFAR10
 from datasets.demo import Demo
 from engine import TrainBatches, Training, bf16_is_fast, compiled, state_of, teachers, train_pass
-from faults import TrainingFaults
+from faults import TrainingFaults, TrainingMaps, fault_of_options
 from models import CNV, TOPOLOGIES
 from models.costs import costs
 from recipes import MODERN, make_loss, make_optimizer
@@ -52,6 +53,11 @@ PLAIN = {
     "mem_fault": "baseline",
     "faulty_bit": 6,
     "neighbor_offset": -1,
+    "memory": "",
+    "ber": 0.01,
+    "reading": "inverted",
+    "transient": False,
+    "planes": "",
     "train_flip": 0.0,
     "train_noise": 0.0,
     "margin": 0.0,
@@ -87,7 +93,8 @@ def usual_steps(args, device):
 def our_training(args, device):
     """(Training as in train_smaller.py, at a constant learning rate; its batches)."""
     images, labels = read_images(args.dataset, args.data, True)
-    fault = fault_of(args.mem_fault, args.faulty_bit, args.neighbor_offset)
+    cells = fault_of_options({**vars(args), "layers": ()})
+    fault = cells if args.memory == "image" else fault_of(args.mem_fault, args.faulty_bit, args.neighbor_offset)
     faults = [(fault, state_of(fault, args.dataset, args.data))]
     batches = TrainBatches(images, labels, BATCH_SIZE, padding=4, faults=faults, seed=0, device=device)
     net = new_net(args.dataset).to(device, memory_format=torch.channels_last)
@@ -96,6 +103,7 @@ def our_training(args, device):
     optimizer = make_optimizer(net, options)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16_is_fast(device))
     teacher = teachers.load(as_path(args.teacher))[0] if args.teacher else None
+    map_faults = TrainingMaps(cells, net, batches.most, seed=0)
     training = Training(
         model=compiled(net, BATCH_SIZE, batches.size, device, autocast, torch.channels_last),
         batch_size=BATCH_SIZE,
@@ -105,7 +113,8 @@ def our_training(args, device):
         compute_loss=make_loss(options),
         optimizer=optimizer,
         scheduler=torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0),
-        weight_faults=TrainingFaults(net, args.train_flip, args.train_noise, 0),
+        weight_faults=TrainingFaults(net, args.train_flip, args.train_noise, 0, cells),
+        map_faults=map_faults,
         set_softness=lambda step: net.soften(args.soften, args.soften_weights),
         total=lambda tensor: tensor,
     )
@@ -138,6 +147,7 @@ def parts(args, device):
         islice(timed(batches.epoch(0), times["data"], clock), WARM_UP + args.rounds * STEPS)
     ):
         start = clock()
+        training.map_faults.at(number)
         with training.weight_faults.at(number):
             with training.autocast:
                 logits = training.model(images.contiguous(memory_format=training.layout))
@@ -204,8 +214,11 @@ def main():
     kinds = {"faulty_bit": within(int, 0, 7), "neighbor_offset": int, "train_flip": within(float, 0, 0.5)}
     kinds |= {"train_noise": within(float, 0), "margin": within(float, 0)}
     kinds |= {"soften": within(float, 0, 1), "soften_weights": within(float, 0, 1)}  # softness itself, not a share
+    kinds |= {"ber": within(float, 0, 1)}
+    group.add_argument("--transient", action="store_true")
     for name, value in PLAIN.items():
-        group.add_argument(f"--{name}", type=kinds.get(name), default=value)
+        if name != "transient":
+            group.add_argument(f"--{name}", type=kinds.get(name), default=value)
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if args.parts:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from common import digest
 from datasets import read_images
-from faults import break_images
+from faults import TrainingImages, break_images
 from repairs import REPAIRS, learned_state, repaired
 
 EVAL_BATCH = 500  # images; results do not depend on it
@@ -61,6 +61,7 @@ class TrainBatches:
     batch before.
 
     faults: list of (Fault, state that its repair has learned or None); each batch has one of these, drawn at random.
+    Persistent cells are those of an evaluation with the same seed; all else is drawn anew for each image.
     padding: of the random crop, pixels of zeros on each side; 0: no crop.
     A pass depends only on (seed, epoch) and on the kind of device.
     """
@@ -80,6 +81,9 @@ class TrainBatches:
         if len(self.starts) > 1 and total - self.starts[-1] < 2 * world:
             self.starts.pop()
         self.total = total  # images in a pass, over all processes
+        self.most = batch_size + 2  # images of a batch for one process, if the last batch joins the one before
+        shape = tuple(images.shape[1:])
+        self.cells = {fault: TrainingImages(fault, shape, seed, self.generator) for fault, _ in faults if fault.cells}
 
     def __len__(self):
         return len(self.starts)
@@ -94,10 +98,20 @@ class TrainBatches:
             flip = self._randint(2, len(index))
             clean = self._cut(index, *shift, flip)  # uint8 B×3×H×W
             fault, state = self.faults[int(self._randint(len(self.faults))) if len(self.faults) > 1 else 0]
-            images = break_images(fault, clean, lambda shape: self._randint(2, *shape, dtype=torch.uint8))
-            images = repaired(fault, images, state)
+            images = repaired(fault, self._broken(fault, clean), state)
             mine = slice(self.rank, None, self.world)
             yield scale(images[mine]), self.labels[index[mine]], clean[mine]
+
+    def _broken(self, fault, images):
+        """The images (uint8 B×3×H×W) under an image fault, unrepaired."""
+        if fault.cells:
+            return self.cells[fault](images)
+        return break_images(
+            fault,
+            images,
+            lambda shape: self._randint(2, *shape, dtype=torch.uint8),
+            lambda shape, share: torch.rand(shape, generator=self.generator, device=self.device) < share,
+        )
 
     def _randint(self, high, *shape, dtype=torch.int64):
         return torch.randint(high, shape, generator=self.generator, device=self.device, dtype=dtype)

@@ -229,6 +229,12 @@ def _without_prefixes(key):
 OLDER_OPTIONS = {
     "holdout": 0,
     "pad": 0,
+    "memory": "",
+    "ber": 0.0,
+    "reading": "inverted",
+    "layers": [],
+    "transient": False,
+    "planes": "",
     "train_flip": 0.0,
     "train_noise": 0.0,
     "pretrained": "",

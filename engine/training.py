@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from engine.evaluation import score
-from faults import TrainingFaults
+from faults import TrainingFaults, TrainingMaps
 
 CHECK = 50  # steps between two checks that the loss is finite
 RECOMPILE_LIMIT = 64  # one compiled function per activation shape (models/fused.py)
@@ -27,6 +27,7 @@ class Training:
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LRScheduler
     weight_faults: TrainingFaults
+    map_faults: TrainingMaps
     set_softness: Callable  # (step) -> None: sets the net's softness for a step, counted from 0
     total: Callable  # (tensor) -> its sum over all processes
 
@@ -42,6 +43,7 @@ def train_pass(training, batches):
     for step, (images, labels, clean) in enumerate(batches, 1):
         images = images.contiguous(memory_format=training.layout)
         training.set_softness(scheduler.last_epoch)
+        training.map_faults.at(scheduler.last_epoch)
         taught = training.teach(clean)
         with training.weight_faults.at(scheduler.last_epoch):
             stance = "default" if len(images) == training.batch_size else "force_eager"

@@ -1,6 +1,6 @@
 """Memory faults: the description of a fault, and for each memory a function that applies it."""
 
-from faults.activations import misread_activations
+from faults.activations import TrainingMaps, misread_activations
 from faults.fault import (
     ALL_PLANES,
     IMAGE_KINDS,
@@ -15,10 +15,12 @@ from faults.fault import (
     Cells,
     Fault,
     fault_of_cells,
+    fault_of_options,
     planes_of,
     planes_text,
 )
 from faults.images import (
+    TrainingImages,
     break_cells,
     break_images,
     broken_map,

@@ -6,7 +6,7 @@ from itertools import count, tee
 import numpy as np
 import torch
 
-from faults.cells import misreads
+from faults.cells import drawn_masks, misread_masks, misreads, step_seed
 from faults.layers import chosen_layers, in_layers
 
 
@@ -91,3 +91,66 @@ class MisreadMaps:
         if key not in self.drawn:
             self.drawn[key] = misreads(self.fault, int(self.starts[-1]), self.seed, number, self.select)
         return self.drawn[key]
+
+
+class TrainingMaps:
+    """Faults of the feature maps in training: sets net.misreads, what the net reads in a forward pass.
+
+    A Fault of another memory leaves the net as it is. Persistent cells are those of misread_activations with the same
+    seed. Transient cells, and what cells read that read at random, are drawn for each image in every step, on the net's
+    device; they depend on (fault, seed, step) alone. All tensors are changed in place, so that a compiled net stays
+    valid.
+    rows: the most images of a batch for one process. Of the images of all `world` processes, process `rank` has every
+    world-th.
+    """
+
+    def __init__(self, fault, net, rows, seed, rank=0, world=1):
+        self.fault, self.seed, self.rank, self.world = fault, seed, rank, world
+        self.layers, net.misreads = [], None
+        if fault.memory != "activations":
+            return
+        device = next(net.parameters()).device
+        self.generator = torch.Generator(device)
+        self.redrawn = not fault.cells.persistent or fault.kind == "random"
+        sizes, chosen = net.map_sizes(), chosen_layers(fault, net.layer_names()[:-1])
+        net.misreads = [None] * len(sizes)
+        for layer, shape in enumerate(net.map_shapes()):
+            if chosen[layer]:
+                pair = torch.zeros(2, rows if self.redrawn else 1, *shape, dtype=torch.int8, device=device)
+                pair[0] = 1
+                self.layers.append(pair)
+                net.misreads[layer] = (pair if len(shape) == 1 else pair.permute(0, 1, 4, 2, 3)).unbind()
+        if fault.cells.persistent:
+            places = fault._replace(kind="inverted") if fault.kind == "random" else fault
+            masks = misread_masks(places, sum(sizes), seed, in_layers(chosen, sizes))
+            parts = zip(chosen, *(mask.to(device).split(sizes) for mask in masks))
+            self.masks = [(up, down) for here, up, down in parts if here]
+            if not self.redrawn:
+                for pair, (up, down) in zip(self.layers, self.masks):
+                    _set(pair, up, down)
+
+    def at(self, step):
+        """Draw what is drawn for a step, counted from 0."""
+        if not (self.layers and self.redrawn):
+            return
+        self.generator.manual_seed(step_seed(self.seed, step, 3))
+        for number, pair in enumerate(self.layers):
+            shape = self.world * pair.shape[1], pair[0, 0].numel()  # images × cells
+            if self.fault.cells.persistent:
+                reads = torch.rand(shape, generator=self.generator, device=self.generator.device) < 0.5
+                up, down = self.masks[number]
+                masks = up & reads, down & ~reads
+            else:
+                masks = drawn_masks(self.fault, self.fault.level, shape, self.generator)
+            _set(pair, *(mask[self.rank :: self.world] for mask in masks))
+
+
+def _set(pair, up, down):
+    """Set the factor and the summand of values ±1 to what misread cells make of them, in place.
+
+    A cell that is read wrong whatever it holds has the factor -1; one that reads 1, or 0, whatever it holds has the
+    factor 0 and the summand 1, or -1. pair: int8 2×images×shape. up, down: bool, of as many cells, as of misreads.
+    """
+    up, down = (mask.view(pair.shape[1:]).to(torch.int8) for mask in (up, down))
+    pair[0].copy_(1 - up - down)
+    pair[1].copy_(up - down)

@@ -5,6 +5,7 @@ if u < level. So what is broken at one level is broken at every larger one.
 """
 
 import numpy as np
+import torch
 
 from common import UserError
 from faults.fault import MEMORIES
@@ -69,6 +70,40 @@ def misreads(fault, count, seed, image=None, select=None):
         return cells[reads == 1], cells[reads == 0]
     none = cells[:0]
     return (cells, none) if fault.kind == "stuck_at_1" else (none, cells)
+
+
+def misread_masks(fault, count, seed, select=None):
+    """misreads of persistent cells as two masks, (up, down): bool, one value for each of `count` cells."""
+    masks = torch.zeros(2, count, dtype=torch.bool)
+    for mask, cells in zip(masks, misreads(fault, count, seed, select=select)):
+        mask[torch.from_numpy(cells)] = True
+    return masks.unbind()
+
+
+def drawn_masks(fault, level, shape, generator):
+    """misreads of transient cells in training, drawn on the generator's device: (up, down), bool tensors of `shape`.
+
+    Each cell is broken with the probability `level`, in steps of 2^-24. The two are one object where the cells are
+    inverted. UserError for whole rows or columns.
+    """
+    if fault.cells and fault.cells.lines:
+        raise UserError("training draws transient cells one by one: rows and columns must be persistent")
+    u = torch.rand(shape, generator=generator, device=generator.device)
+    if fault.kind == "asymmetric":
+        return u < level * fault.p01, u < level * fault.p10
+    broken = u < level
+    if fault.kind == "inverted":
+        return broken, broken
+    if fault.kind == "random":
+        up = u < level / 2
+        return up, broken & ~up
+    none = torch.zeros_like(broken)
+    return (broken, none) if fault.kind == "stuck_at_1" else (none, broken)
+
+
+def step_seed(*key):
+    """A seed for a torch.Generator, from whole numbers such as (seed, step, number of the stream)."""
+    return int(np.random.SeedSequence(key).generate_state(1)[0])
 
 
 def wrong_cells(up, down, value_of):

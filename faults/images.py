@@ -5,7 +5,7 @@ import functools
 import numpy as np
 import torch
 
-from faults.cells import draw, misreads, wrong_cells
+from faults.cells import draw, drawn_masks, misread_masks, misreads, wrong_cells
 from faults.fault import MSB
 
 
@@ -87,6 +87,52 @@ def break_cells(fault, images, seed, numbers=None):
         wrong = wrong_cells(up, down, lambda cells, held=held: held[cells >> 3] >> (cells & 7).astype(np.uint8) & 1)
         np.bitwise_xor.at(held, wrong >> 3, np.uint8(1) << (wrong & 7).astype(np.uint8))
     return faulty.view(images.shape)
+
+
+class TrainingImages:
+    """Called as (images), uint8 B×C×H×W: the images as training reads them from a memory under a fault of cells.
+
+    Persistent cells are those of break_cells with the same seed. Transient cells, and what cells read that read at
+    random, are drawn from `generator` for each image, on its device.
+    shape: of an image, (C, H, W).
+    """
+
+    def __init__(self, fault, shape, seed, generator):
+        self.fault, self.generator = fault, generator
+        if fault.cells.persistent:
+            count, select = 8 * int(np.prod(shape)), functools.partial(in_planes, fault.cells.planes)
+            places = fault._replace(kind="inverted") if fault.kind == "random" else fault
+            self.masks = [
+                _bytes_of(mask).view(*shape).to(generator.device) for mask in misread_masks(places, count, seed, select)
+            ]
+
+    def __call__(self, images):
+        up, down = self._masks(images)
+        return images ^ ((~images & up) | (images & down))
+
+    def _masks(self, images):
+        """(up, down): uint8, bits that read 1 where they hold 0, and 0 for 1; of one image, or of each."""
+        if not self.fault.cells.persistent:
+            return self._drawn(images)
+        up, down = self.masks
+        if self.fault.kind == "random":
+            device = self.generator.device
+            reads = torch.randint(256, images.shape, generator=self.generator, device=device, dtype=torch.uint8)
+            up, down = up & reads, down & ~reads
+        return up, down
+
+    def _drawn(self, images):
+        masks = torch.zeros_like(images), torch.zeros_like(images)
+        for bit, share in self.fault.cells.planes:
+            drawn = drawn_masks(self.fault, self.fault.level * share, images.shape, self.generator)
+            for mask, broken in zip(masks, drawn):
+                mask |= broken.to(torch.uint8) << bit
+        return masks
+
+
+def _bytes_of(bits):
+    """bool 8·N, the LSB of a byte first -> uint8 N."""
+    return torch.from_numpy(np.packbits(bits.numpy(), bitorder="little"))
 
 
 def broken_map(fault, shape, seed):

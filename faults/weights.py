@@ -3,11 +3,10 @@
 from contextlib import contextmanager, nullcontext
 from itertools import count
 
-import numpy as np
 import torch
 
-from faults.cells import misreads, wrong_cells
-from faults.fault import NOISE_KINDS
+from faults.cells import drawn_masks, misread_masks, misreads, step_seed, wrong_cells
+from faults.fault import NO_FAULT, NOISE_KINDS
 from faults.layers import chosen_layers, in_layers
 from models.wsconv import WSConv2d, WSLinear, standardize
 
@@ -78,18 +77,21 @@ SIGN_BIT = -(1 << 31)  # of a float32, as int32
 
 
 class TrainingFaults:
-    """Weight faults in training: new ones in every forward pass, removed before the optimiser's step.
+    """Weight faults in training: there in every forward pass, removed before the optimiser's step.
 
     flip: probability that a binary weight has the other sign, below 1. noise: standard deviation of Gaussian noise on
-    the latent weights, in units of each layer's root mean square weight. With weight standardisation, noise is added
-    before it and signs are flipped after it, as in evaluation. The gradient is computed at the faulty weights, and the
-    optimiser applies it to the intact latent weights. The faults of a step depend on (seed, step) alone. For speed,
-    each step reads a random window of one pre-drawn buffer of normal numbers, or of sign bits.
+    the latent weights, in units of each layer's root mean square weight. fault: in place of both, a Fault of cells of
+    the weight memory; one of another memory breaks no weights. Its persistent cells are those of an evaluation with
+    the same seed. A weight that is read wrong is negated, so a softened weight is, too.
+    With weight standardisation, noise is added before it and signs are flipped or misread after it, as in evaluation.
+    The gradient is computed at the faulty weights, and the optimiser applies it to the intact latent weights. Flips,
+    noise and transient cells of a step depend on (seed, step) alone. For speed, each step reads a random window of one
+    pre-drawn buffer of normal numbers, of sign bits, or of cells.
     """
 
     SHIFTS = 1 << 20  # number of places where the window may start
 
-    def __init__(self, net, flip, noise, seed):
+    def __init__(self, net, flip, noise, seed, fault=NO_FAULT):
         self.layers, self.flip, self.noise, self.seed = net.binary_layers(), flip, noise, seed
         self.total = sum(layer.weight.numel() for layer in self.layers)
         device = self.layers[0].weight.device
@@ -100,14 +102,22 @@ class TrainingFaults:
         if flip:
             flips = torch.rand(self.total + self.SHIFTS, generator=self.generator, device=device) < flip
             self.sign_bits = torch.where(flips, SIGN_BIT, 0).to(torch.int32)
+        self.masks = None  # (up, down) of the cells, as of misreads: bool, in memory order
+        if fault.memory == "weights":
+            self.transient = not fault.persistent
+            self.chosen = chosen_layers(fault, net.layer_names()) if fault.cells else [True] * len(self.layers)
+            if self.transient:
+                self.masks = drawn_masks(fault, fault.level, (self.total + self.SHIFTS,), self.generator)
+            else:
+                self.masks = [self._in_memory_order(mask) for mask in self._persistent(fault, net)]
 
     @contextmanager
     def at(self, step):
         """Inside the `with`, the weights have the faults of a step, counted from 0."""
-        if not (self.flip or self.noise):
+        if not (self.flip or self.noise or self.masks):
             yield
             return
-        self.generator.manual_seed(int(np.random.SeedSequence([self.seed, step, 2]).generate_state(1)[0]))
+        self.generator.manual_seed(step_seed(self.seed, step, 2))
         with_ws = [isinstance(layer, (WSConv2d, WSLinear)) for layer in self.layers]
         # as_strided: all weights of a layer in memory order, whatever its memory format
         flat = [layer.weight.data.as_strided((layer.weight.numel(),), (1,)) for layer in self.layers]
@@ -123,8 +133,8 @@ class TrainingFaults:
             if ws:
                 weight.copy_(standardize(weight.double()))
                 layer.standardized = True
-        flips = self._window(self.sign_bits, flip_start) if self.flip else []
-        for weight, bits in zip(flat, flips):
+        flips = self._flips(flat, flip_start)
+        for weight, bits in flips:
             weight.view(torch.int32).bitwise_xor_(bits)
         try:
             yield
@@ -132,11 +142,42 @@ class TrainingFaults:
             for layer, ws in zip(self.layers, with_ws):
                 if ws:
                     layer.standardized = False
-            for weight, bits in zip(flat, flips):
+            for weight, bits in flips:
                 weight.view(torch.int32).bitwise_xor_(bits)
             for weight, before in zip(flat, intact):
                 if before is not None:
                     weight.copy_(before)
+
+    def _flips(self, weights, start):
+        """[(weight, its sign bits to flip, int32)] of the layers whose signs flip or are misread. weights: flat."""
+        if self.flip:
+            return list(zip(weights, self._window(self.sign_bits, start)))
+        if not self.masks:
+            return []
+        ups, downs = (self._window(mask, start if self.transient else 0) for mask in self.masks)
+        found = []
+        for weight, up, down, chosen in zip(weights, ups, downs, self.chosen):
+            if chosen:
+                wrong = torch.where(weight >= 0, down, up)
+                found.append((weight, wrong.to(torch.int32).mul_(SIGN_BIT)))
+        return found
+
+    def _persistent(self, fault, net):
+        """(up, down) of the cells that an evaluation with the same seed has: bool, in the order of their addresses."""
+        if fault.kind == "flips":
+            with weight_flips(net, fault.level, self.seed):
+                flips = torch.cat([layer.flips.flatten() for layer in self.layers])
+            return flips, flips
+        select = in_layers(self.chosen, [layer.weight.numel() for layer in self.layers])
+        return misread_masks(fault, self.total, self.seed, select)
+
+    def _in_memory_order(self, mask):
+        """A mask in the order of the net's tensors, in the order of their memory, whatever their memory format."""
+        parts = []
+        for layer, part in zip(self.layers, self._window(mask, 0)):
+            same = torch.empty_like(layer.weight, dtype=torch.bool).copy_(part.view(layer.weight.shape))
+            parts.append(same.as_strided((same.numel(),), (1,)))
+        return torch.cat(parts)
 
     def _window(self, store, start):
         """The window of a buffer that begins at `start`, split into one tensor for each layer."""

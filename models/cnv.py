@@ -4,6 +4,7 @@ Source: Brevitas' bnn_pynq CNV (Umuroglu et al., "FINN", 2017), here with paddin
 modules are in two ModuleLists, in the order of the original repository, because checkpoint keys depend on it.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -87,6 +88,8 @@ class CNV(nn.Module):
         ]
         # softness of the activations in training: 0 for ±1, 1 for hard tanh, between them a mixture; not saved
         self.register_buffer("softness", torch.zeros(()), persistent=False)
+        # in training, for each hidden layer None or (factor, summand) of its stored maps, int8 (faults.TrainingMaps)
+        self.misreads = None
         for layer in self.binary_layers():
             nn.init.uniform_(layer.weight, -init, init)
 
@@ -105,13 +108,17 @@ class CNV(nn.Module):
         ends = [modules.index(layer) - 1 for layer in self.binary_layers()[1:]]
         return [modules[end] for end in ends]
 
-    def map_sizes(self):
-        """Number of values of each of these feature maps, for one image."""
-        sizes, size = [], self.topology.size
+    def map_shapes(self):
+        """Shape of each of these feature maps as it is stored, for one image: (H, W, C), or (C,)."""
+        shapes, size = [], self.topology.size
         for width, pool in self.topology.conv:
             size = (size + 2 * self.topology.padding - 2) // (2 if pool else 1)
-            sizes.append(width * size * size)
-        return [*sizes, *self.topology.fc]
+            shapes.append((size, size, width))
+        return [*shapes, *((width,) for width in self.topology.fc)]
+
+    def map_sizes(self):
+        """Number of values of each of these feature maps, for one image."""
+        return [math.prod(shape) for shape in self.map_shapes()]
 
     def norms(self):
         """The modules with running statistics: the batch norms and the TensorNorm of the logits."""
@@ -137,9 +144,20 @@ class CNV(nn.Module):
         x = 2 * x - 1
         x = self._convolve(x)
         x = x.flatten(1)  # N×flat, in the order channel, row, column
+        layer = len(self.topology.conv)  # number of the hidden layer whose modules come next
         for module in self.linear_features:
             x = self._apply_to(x, module)
+            if isinstance(module, QuantIdentity):
+                x = self._read(x, layer)
+                layer += 1
         return x
+
+    def _read(self, x, layer):
+        """The stored maps of a hidden layer as the next layer reads them: in training, some cells are misread."""
+        if not self.training or self.misreads is None or self.misreads[layer] is None:
+            return x
+        factor, summand = (part[: len(x)] for part in self.misreads[layer])
+        return x * factor + summand
 
     def _apply_to(self, x, module):
         """module(x); a binary activation is softened in training. The gradient is the same for every softness."""
@@ -151,9 +169,10 @@ class CNV(nn.Module):
     def _convolve(self, x):
         """Applies conv_features to x. Compiled for training on a CPU, batch norm, activation and pool run fused."""
         fuse = self.training and torch.compiler.is_compiling() and x.device.type == "cpu"
-        modules = list(self.conv_features)
+        modules, layer = list(self.conv_features), -1  # number of the layer whose modules are applied
         while modules:
             module = modules.pop(0)
+            layer += isinstance(module, BinaryConv2d)
             if fuse and isinstance(module, nn.BatchNorm2d) and x.is_contiguous(memory_format=torch.channels_last):
                 pool = (
                     len(modules) > 1 and isinstance(modules[1], nn.MaxPool2d) and x.shape[2] % 2 == x.shape[3] % 2 == 0
@@ -162,4 +181,6 @@ class CNV(nn.Module):
                 x = normalized_signs(x, module, self.softness, pool)
             else:
                 x = self._apply_to(x, module)
+            if layer >= 0 and (not modules or isinstance(modules[0], BinaryConv2d)):
+                x = self._read(x, layer)
         return x

@@ -73,6 +73,8 @@ def purpose_of(options):
         words.append(f"{broken} random")
     elif fault != "baseline":
         words.append(f"{broken} repaired by {fault}")
+    if options["memory"]:
+        words.append(cells_of(options))
     if options["train_flip"]:
         words.append(f"{100 * options['train_flip']:g} % of the weights flipped")
     if options["train_noise"]:
@@ -87,3 +89,11 @@ def purpose_of(options):
     if options["teacher"]:
         words.append("with a teacher")
     return "; ".join((["fine-tuned"] if options["pretrained"] else []) + words)
+
+
+def cells_of(options):
+    """The broken cells that a net was trained for, in words. options: as for purpose_of, with a `memory`."""
+    parts = [f"{100 * options['ber']:g} % of the {options['memory']} cells {options['reading']}"]
+    parts += [" + ".join(options["layers"])] if options["layers"] else []
+    parts += [f"planes {options['planes']}"] if options["planes"] else []
+    return ", ".join([*parts, "transient" if options["transient"] else "persistent"])

@@ -492,7 +492,6 @@ def test_one_evaluation_of_train_smaller_is_the_cell_of_the_sweep(tmp_path, monk
         assert "leave --mem_fault and --noise out" in run_script(train_smaller, *words, "--noise", "0.1")[2]
         assert "--ber is for --memory" in run_script(train_smaller, "--data", ".", "--ber", "0.1")[2]
         assert "no weights of layer fc7" in run_script(train_smaller, *words, "--layers", "fc7")[2]
-        assert "--memory is for an evaluation" in run_script(train_smaller, *words, "--train")[2]
 
 
 @pytest.mark.parametrize("text", ["", "8", "7+7", "7+", "6@2", "6@0", "a", "7@b"])

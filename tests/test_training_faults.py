@@ -104,7 +104,7 @@ def test_faults_with_weight_standardisation(noise):
 def test_a_bit_for_each_batch(tmp_path):
     write_cifar10(tmp_path, rows=20)
     images, labels = read_images("cifar10", ".", train=True)
-    options = {"mem_fault": "constant_1", "faulty_bit": "any", "neighbor_offset": -1}
+    options = {"mem_fault": "constant_1", "faulty_bit": "any", "neighbor_offset": -1, "memory": ""}
     faults = [(fault, None) for fault in train_smaller.image_faults(options)]
     clean = TrainBatches(images, labels, 64, 2, [(NO_FAULT, None)], 3, CPU)
     broken = TrainBatches(images, labels, 64, 2, faults, 3, CPU)
