@@ -587,7 +587,8 @@ class Session:
                 spread = "+".join(f"{layer}:{number}" for layer, number in layers.items() if number)
                 step = {"choice": choice, "run": str(number), "flips": str(flips), "layers": spread}
                 rows.append({**what, **step, "n": str(score.n), "correct": str(score.correct)})
-        write_critical(path, rows)
+                say(f"{self.name}: {flips} flipped signs, {choice} {number}: {score.top1:.2f} %")
+            write_critical(path, rows)
         draw_critical(self.folder, self.name, rows)
         for (choice, number), flips in flips_needed(rows).items():
             say(f"{self.name}: {flips} flipped signs, {choice} {number}, bring the net to chance")
