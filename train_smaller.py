@@ -704,8 +704,8 @@ def evaluated_fault(args, net):
             CIFARDataset.FAULTY_BIT if args.faulty_bit is None else args.faulty_bit,
             CIFARDataset.NEIGHBOR_OFFSET if args.neighbor_offset is None else args.neighbor_offset,
         )
-    if args.mem_fault is not None or args.noise:
-        raise UserError("--memory is a fault of its own: leave --mem_fault and --noise out")
+    if args.noise or any(getattr(args, name) is not None for name in ("mem_fault", "faulty_bit", "neighbor_offset")):
+        raise UserError("--memory is a fault of its own: leave options of other faults out")
     if fault.cells:
         check_layers(fault, net)
     return fault
