@@ -197,14 +197,14 @@ def draw_memories(name, summaries):
 
 
 def whole_memories(summaries, memory):
-    """The faults that invert cells of a whole memory, each cell for itself, without a repair."""
+    """The faults that invert cells of a whole memory, each cell for itself, without a repair or protection."""
     whole = [Cells(memory, persistent=persistent) for persistent in (True, False)]
     if memory == "image":
         whole = [cells._replace(planes=ALL_PLANES) for cells in whole]
     return [
         fault
         for fault in summaries
-        if fault.repair is None
+        if fault.repair is fault.protection is None
         and ((fault.kind == "inverted" and fault.cells in whole) or (fault.kind, memory) == ("flips", "weights"))
     ]
 
@@ -247,7 +247,7 @@ def draw_layers(name, summaries):
     """Accuracy against the bit error rate in one layer at a time: a panel for each memory, a line for each layer."""
     faults = _of_one_layer(summaries)
     memories = [memory for memory in MEMORIES if any(fault.memory == memory for fault in faults)]
-    figure, panels = _panels(name, [f"bit error rate, {memory} of one layer" for memory in memories])
+    figure, panels = _panels(name, [f"bit error rate, {memory}" for memory in memories])
     layers = sorted({fault.cells.layers for fault in faults})
     drawn = dict(zip(layers, styles()))
     for axes, memory in zip(panels, memories):
@@ -259,7 +259,7 @@ def draw_layers(name, summaries):
         axes.set_xscale("log")
     handles = {label: line for axes in panels for line, label in zip(*axes.get_legend_handles_labels())}
     figure.set_figheight(figure.get_figheight() + 0.05 * len(handles))
-    figure.legend(handles.values(), handles, loc="outside lower center", ncols=4)
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=4, title="cells of one layer")
     return figure
 
 

@@ -8,8 +8,9 @@ import torch
 from test_sweep import FOLDER, call, csv_rows, parse_tables, ready  # noqa: F401  (fixtures)
 
 from faults import Cells, break_cells, broken_map, fault_of_cells, flip_cells, planes_of, set_bit
-from repairs import PROTECTIONS, REPAIRS, ImpossibleRepair, with_fault, with_protection
+from repairs import PROTECTIONS, REPAIRS, ImpossibleRepair, with_fault, with_protection, with_repair
 from repairs.codes import add_parity, add_secded, check_parity, check_secded, rotations
+from report.figures import whole_memories
 
 
 def image_fault(level, kind="inverted", persistent=False, planes="7+6+5+4+3+2+1+0"):
@@ -210,3 +211,13 @@ def test_protections_in_a_sweep(ready, call):  # noqa: F811
     assert {line[0]: line[1] for line in lines}["secded + median"] == "0.125" and lines[0][:2] == ["nothing", "0"]
     for suffix in ("png", "svg"):
         assert (FOLDER / f"protections.{suffix}").is_file()
+
+
+def test_the_plot_of_memories_leaves_guarded_images_out():
+    plain = image_fault(0.1, persistent=True)
+    guarded = [
+        with_protection(plain, "tmr"),
+        with_protection(plain, "secded", "median"),
+        with_repair(plain, "left", None, True),
+    ]
+    assert whole_memories(dict.fromkeys([*guarded, plain]), "image") == [plain]
