@@ -234,6 +234,8 @@ def fill_defaults(args):
     of_cells = [name for name in of_cells if getattr(args, name)]
     if of_cells and not args.memory:
         raise UserError(f"--{of_cells[0]} is for --memory: name the memories whose cells break")
+    if args.planes and "image" not in args.memory:
+        raise UserError("--planes is for --memory image: the other memories have layers")
     named = bool(args.memory)
     named |= any(getattr(args, name) is not None for name in ("bits", "repair", "rate", "rate_bits", "sigma", "flip"))
     args.mends = args.repair if args.memory and args.repair else []

@@ -241,6 +241,7 @@ def test_rows_of_every_fault_come_back(tmp_path):
         (["--memory", "image", "--repair", "variation"], "variation mends one broken plane"),
         (["--memory", "image", "--planes", "9"], "argument --planes: planes '9'"),
         (["--planes", "7+6"], "--planes is for --memory"),
+        (["--memory", "weights", "--planes", "7+6"], "--planes is for --memory image"),
         (["--cells", "transient"], "--cells is for --memory"),
         (
             ["--memory", "image", "--planes", "6", "--cells", "transient", "--reading", "random", "--repair", "left"],
