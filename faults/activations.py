@@ -121,8 +121,7 @@ class TrainingMaps:
                 self.layers.append(pair)
                 net.misreads[layer] = (pair if len(shape) == 1 else pair.permute(0, 1, 4, 2, 3)).unbind()
         if fault.cells.persistent:
-            places = fault._replace(kind="inverted") if fault.kind == "random" else fault
-            masks = misread_masks(places, sum(sizes), seed, in_layers(chosen, sizes))
+            masks = misread_masks(fault, sum(sizes), seed, in_layers(chosen, sizes), read_anew=True)
             parts = zip(chosen, *(mask.to(device).split(sizes) for mask in masks))
             self.masks = [(up, down) for here, up, down in parts if here]
             if not self.redrawn:

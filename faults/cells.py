@@ -72,8 +72,13 @@ def misreads(fault, count, seed, image=None, select=None):
     return (cells, none) if fault.kind == "stuck_at_1" else (none, cells)
 
 
-def misread_masks(fault, count, seed, select=None):
-    """misreads of persistent cells as two masks, (up, down): bool, one value for each of `count` cells."""
+def misread_masks(fault, count, seed, select=None, read_anew=False):
+    """misreads of persistent cells as two masks, (up, down): bool, one value for each of `count` cells.
+
+    read_anew: cells that read at random are in both, because what they read is drawn later, for each image.
+    """
+    if read_anew and fault.kind == "random":
+        fault = fault._replace(kind="inverted")
     masks = torch.zeros(2, count, dtype=torch.bool)
     for mask, cells in zip(masks, misreads(fault, count, seed, select=select)):
         mask[torch.from_numpy(cells)] = True

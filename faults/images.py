@@ -101,10 +101,8 @@ class TrainingImages:
         self.fault, self.generator = fault, generator
         if fault.cells.persistent:
             count, select = 8 * int(np.prod(shape)), functools.partial(in_planes, fault.cells.planes)
-            places = fault._replace(kind="inverted") if fault.kind == "random" else fault
-            self.masks = [
-                _bytes_of(mask).view(*shape).to(generator.device) for mask in misread_masks(places, count, seed, select)
-            ]
+            masks = misread_masks(fault, count, seed, select, read_anew=True)
+            self.masks = [_bytes_of(mask).view(*shape).to(generator.device) for mask in masks]
 
     def __call__(self, images):
         up, down = self._masks(images)

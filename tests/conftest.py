@@ -8,6 +8,7 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""  # results are equal to the bit on the C
 
 import torch
 
+import train_smaller
 from engine import training_digest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,3 +43,15 @@ def run_script(monkeypatch, capsys):
         return status, out, "".join(line for line in err.splitlines(True) if not line.startswith("warning: "))
 
     return run_script
+
+
+@pytest.fixture
+def succeed(run_script):
+    """Runs train_smaller.py in this process, which saves the import; returns the lines it prints."""
+
+    def call(*words):
+        status, out, err = run_script(train_smaller, *words)
+        assert status == 0, err
+        return out.splitlines()
+
+    return call

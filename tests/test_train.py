@@ -50,18 +50,6 @@ def data(tmp_path):
 
 
 @pytest.fixture
-def succeed(run_script):
-    """Runs the script in this process, which saves the import; returns the lines it prints."""
-
-    def call(*words):
-        status, out, err = run_script(train_smaller, *words)
-        assert status == 0, err
-        return out.splitlines()
-
-    return call
-
-
-@pytest.fixture
 def complain(run_script):
     """Runs the script on bad input; returns the one line that it ends with."""
 

@@ -391,16 +391,11 @@ def test_whole_rows_break_when_persistent(memory):
 
 
 @pytest.fixture
-def succeed(tmp_path, monkeypatch, run_script):
+def succeed(tmp_path, monkeypatch, succeed):
+    """The fixture of all tests, with a small net and few images."""
     monkeypatch.setitem(TOPOLOGIES, "cifar_smaller", Topology(size=32, conv=((8, False), (16, True)), fc=(24,)))
     write_cifar10(tmp_path, rows=20)
-
-    def call(*words):
-        status, out, err = run_script(train_smaller, *words)
-        assert status == 0, err
-        return out.splitlines()
-
-    return call
+    return succeed
 
 
 @pytest.fixture
