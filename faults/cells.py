@@ -11,6 +11,7 @@ from common import UserError
 from faults.fault import MEMORIES
 
 RARE = 1 / 64  # cells with a u below this are drawn by count and place
+FEW = 1 << 13  # of a memory of which more cells are rare, the rarest eighth is drawn first, and so on
 
 
 def broken_cells(level, count, key):
@@ -23,9 +24,14 @@ def broken_cells(level, count, key):
     if level == 1:
         return np.arange(count)
     generator = np.random.default_rng(key)
-    rare = generator.choice(count, generator.binomial(count, RARE), replace=False, shuffle=False)
-    if level <= RARE:
-        return np.sort(rare[generator.random(len(rare)) * RARE < level])
+    rare, below = np.arange(0), 0.0
+    for edge in _edges(count):
+        more = _others(generator, count, rare, (edge - below) / (1 - below))
+        if level <= edge:
+            more = more[below + generator.random(len(more)) * (edge - below) < level]
+        rare, below = np.sort(np.concatenate([rare, more])), edge
+        if level <= edge:
+            return rare
     whole, part = divmod(256 * (level - RARE) / (1 - RARE), 1)
     steps = generator.bit_generator.random_raw(-(-count // 8)).view(np.uint8)[:count]
     broken = steps < whole
@@ -33,6 +39,24 @@ def broken_cells(level, count, key):
     broken[same] = generator.random(len(same)) < part
     broken[rare] = True
     return np.flatnonzero(broken)
+
+
+def _edges(count):
+    """Where the parts of u below RARE end, that are drawn one after another: rising, up to RARE."""
+    edges = [RARE]
+    while count * edges[0] > FEW:
+        edges.insert(0, edges[0] / 8)
+    return edges
+
+
+def _others(generator, count, cells, probability):
+    """Each of `count` cells, but those of `cells` (in rising order), with a probability: addresses in any order."""
+    rest = count - len(cells)
+    ranks = generator.choice(rest, generator.binomial(rest, probability), replace=False, shuffle=False)
+    if not len(cells):
+        return ranks
+    ranks.sort()  # many times faster to look up
+    return ranks + np.searchsorted(cells - np.arange(len(cells)), ranks, "right")
 
 
 def broken_in(fault, level, count, key):
@@ -112,10 +136,14 @@ def step_seed(*key):
 
 
 def wrong_cells(up, down, value_of):
-    """The addresses that read another value than they hold. value_of: function addresses -> values, 0 or 1."""
+    """The addresses, in rising order, that read another value than they hold.
+
+    value_of: function addresses -> values, 0 or 1.
+    """
     if up is down:
         return up
-    return np.concatenate([up[value_of(up) == 0], down[value_of(down) == 1]])
+    wrong = np.concatenate([up[value_of(up) == 0], down[value_of(down) == 1]])
+    return np.sort(wrong, kind="stable")  # fast where two sorted parts are merged
 
 
 def draw(fault, level, count, seed, image=None, select=None):

@@ -72,10 +72,7 @@ def bits_of(bound):
 
 
 def first_faulty(fault, net):
-    """Number of the first layer, counted from 0, that must be computed anew under a fault.
-
-    0 where it can be any, and for transient weights, whose layers are computed in another form (Folded).
-    """
-    if not (fault.cells and fault.cells.layers) or (fault.memory == "weights" and not fault.persistent):
+    """Number of the first layer, counted from 0, that must be computed anew under a fault; 0 where it can be any."""
+    if not (fault.cells and fault.cells.layers):
         return 0
     return min(net.layer_names().index(name) for name in fault.cells.layers)

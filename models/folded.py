@@ -17,7 +17,6 @@ Source: Umuroglu et al., "FINN" (2017), for thresholds in place of batch norms.
 """
 
 import functools
-from contextlib import contextmanager
 from itertools import pairwise
 
 import torch
@@ -44,22 +43,19 @@ class Folded(nn.Module):
         self.eval()  # so that evaluate(), which restores the mode it found, leaves the net in evaluation mode
         self.change = None  # None, or a function (number of a hidden layer, its maps) -> the maps that are read
         self.vary = None  # None, or a function (number of images), called before each chunk of them is computed
-        self.chunk = CHUNK
         self.start = 0  # the first layer that is computed; above 0, forward gets what maps_before gives for it
+        self.chunk = None  # images computed at once; None: CHUNK of them in 8-bit arithmetic, else all
         self.int8 = int8 and net.binary_layers()[0].weight.device.type == "cpu" and int8_works()
-        self.layers = self._made_layers()
-        self.take_weights()
-
-    def _made_layers(self):
-        layer_kind, layers = _Int8Layer if self.int8 else _Layer, []
-        modules = [*self.net.conv_features, *self.net.linear_features]
-        starts = [i for i, module in enumerate(modules) if module in self.net.binary_layers()]
+        layer_kind = _Int8Layer if self.int8 else _Layer
+        modules = [*net.conv_features, *net.linear_features]
+        starts = [i for i, module in enumerate(modules) if module in net.binary_layers()]
+        self.layers = []
         for start, end in pairwise([*starts, len(modules)]):
             module, *after = modules[start:end]  # after it: batch norm or TensorNorm, activation, pool
             norm = next((each for each in after if isinstance(each, (nn.BatchNorm1d, nn.BatchNorm2d))), None)
             pool = any(isinstance(each, nn.MaxPool2d) for each in after)
-            layers.append(layer_kind(module, norm, pool, first=not layers))
-        return layers
+            self.layers.append(layer_kind(module, norm, pool, first=not self.layers))
+        self.take_weights()
 
     @torch.no_grad()
     def take_weights(self):
@@ -76,25 +72,19 @@ class Folded(nn.Module):
         for layer, threshold in zip(self.layers[:-1], thresholds, strict=True):
             layer.compare_with(threshold)
 
-    @contextmanager
-    def one_by_one(self, change_weights):
-        """Inside the `with`, images are computed one at a time, in float32.
+    def flip_weights(self, addresses):
+        """Each of the next images is computed with weights of its own.
 
-        change_weights: function (weights), called before each image. It changes them in place: float32 ±1, all weights
-        that the layers compute with, layer by layer.
+        addresses: for each image of the chunk, the weights that have the other sign, as int64 numbers in rising order,
+        layer by layer, in the order of the net's tensors. None: no more flips.
         """
-        kept, self.int8 = (self.int8, self.layers), False
-        self.layers = self._made_layers()
-        weights = torch.cat([layer.signs().detach().flatten() for layer in self.layers])
-        shapes = [layer.module.weight.shape for layer in self.layers]
-        for layer, part, shape in zip(self.layers, weights.split([shape.numel() for shape in shapes]), shapes):
-            layer.weight = part.view(shape)
-        self.vary, self.chunk = lambda images: change_weights(weights), 1
-        try:
-            yield
-        finally:
-            self.vary, self.chunk = None, CHUNK
-            self.int8, self.layers = kept
+        sizes = [layer.module.weight.numel() for layer in self.layers]
+        ends = torch.tensor(sizes).cumsum(0)
+        for layer, size, end in zip(self.layers, sizes, ends.tolist()):
+            layer.flips = None
+            if addresses is not None:
+                starts = [torch.searchsorted(its, torch.tensor([end - size, end])).tolist() for its in addresses]
+                layer.flips = [its[low:high] - (end - size) for its, (low, high) in zip(addresses, starts)]
 
     @torch.inference_mode()
     def forward(self, images):
@@ -102,7 +92,7 @@ class Folded(nn.Module):
 
     def _chunks(self, images):
         """Parts of the images that are computed at once."""
-        return images.split(self.chunk) if self.int8 or self.chunk == 1 else (images,)
+        return images.split(self.chunk or (CHUNK if self.int8 else len(images)))
 
     @torch.inference_mode()
     def maps_before(self, layer, images):
@@ -142,6 +132,7 @@ class _Layer:
         self.conv = isinstance(module, nn.Conv2d)
         self.pad = getattr(module, "pad", 0)
         self.inputs = STEPS if first else 1  # inputs are in [-inputs, inputs]
+        self.flips = None  # None, or for each image the numbers of its weights that have the other sign: int64
         self.falls = self.threshold = None
         if norm is not None:
             self.falls = norm.weight < 0
@@ -155,6 +146,7 @@ class _Layer:
         return torch.where(self.falls.view(-1, *[1] * (weight.dim() - 1)), -weight, weight)
 
     def pack(self, weight):
+        self.flat = weight.flatten()
         self.weight = weight.contiguous(memory_format=torch.channels_last) if self.conv else weight
 
     def compare_with(self, threshold):
@@ -166,9 +158,46 @@ class _Layer:
 
     def sums(self, x):
         """The sums before the comparison, whole numbers in float32."""
+        sums = self.intact_sums(x)
+        if self.flips is not None:
+            for its_sums, image, flips in zip(sums, x, self.flips):
+                if len(flips):
+                    its_sums += self.change_of_sums(image, flips).view_as(its_sums)
+        return sums
+
+    def intact_sums(self, x):
         if self.conv:
             return convolve(x, self.weight, self.module.padding, self.pad)
         return F.linear(x.flatten(1), self.weight)
+
+    def change_of_sums(self, image, flips):
+        """What flipped weights add to the sums of one image: float32 outputs×pixels.
+
+        The change of the weights is a sparse matrix, outputs×inputs. It is multiplied by what each pixel's sum reads.
+        """
+        flips = flips.to(image.device)
+        image, weights, inputs = self.numbers(image), self.flat[flips], self.module.weight[0].numel()
+        outputs, inputs = flips // inputs, flips % inputs
+        if self.conv:
+            inputs, columns = inputs.unique(return_inverse=True)
+            read = self.read_by(inputs, image)
+        else:
+            columns, read = inputs, image.reshape(-1, 1)
+        size = len(self.module.weight), len(read)
+        change = torch.sparse_coo_tensor(torch.stack([outputs, columns]), -2.0 * weights, size, check_invariants=False)
+        return torch.sparse.mm(change, read)
+
+    def read_by(self, inputs, image):
+        """What some inputs of a convolution, numbered as its weights are, read for each pixel: float32 inputs×pixels."""
+        (rows, columns), (height, width) = self.module.padding, self.module.kernel_size
+        padded = F.pad(image, (columns, columns, rows, rows), value=self.pad)
+        windows = padded.unfold(1, height, 1).unfold(2, width, 1).permute(0, 3, 4, 1, 2)  # C×height×width×pixels
+        found = windows[inputs // (height * width), inputs // width % height, inputs % width]
+        return found.flatten(1)
+
+    def numbers(self, x):
+        """Stored inputs as the numbers that they stand for: float32."""
+        return x
 
     def reached(self, sums):
         """True where the sums reach the threshold of their channel."""
@@ -192,18 +221,20 @@ class _Int8Layer(_Layer):
     """
 
     def pack(self, weight):
+        weight = weight.to(torch.int8)
+        self.flat = weight.flatten()
         outputs = len(weight)
         zero_point = 0 if self.pad else self.inputs
         ones = torch.ones(outputs)
-        self.padded = weight.flatten(1).sum(1) if self.pad else torch.zeros(outputs)
+        self.padded = weight.flatten(1).sum(1).float() if self.pad else torch.zeros(outputs)
         if self.conv:
             geometry = ([1, 1], list(self.module.padding), [1, 1], 1)  # stride, padding, dilation, groups
             kernel = torch.ops.onednn.qconv2d_pointwise
-            packed = torch.ops.onednn.qconv_prepack(weight.to(torch.int8), ones, 1.0, zero_point, *geometry)
+            packed = torch.ops.onednn.qconv_prepack(weight, ones, 1.0, zero_point, *geometry)
         else:
             geometry = ()
             kernel = torch.ops.onednn.qlinear_pointwise
-            packed = torch.ops.onednn.qlinear_prepack(weight.to(torch.int8), None)
+            packed = torch.ops.onednn.qlinear_prepack(weight, None)
         zeros = torch.zeros(outputs, dtype=torch.int32)
 
         def run(x, scale, bias, *after):
@@ -222,12 +253,15 @@ class _Int8Layer(_Layer):
     def __call__(self, x):
         if self.threshold is None:
             return self.sums(x)
-        if self.threshold.dim() == 1:
+        if self.threshold.dim() == 1 and self.flips is None:
             return self.pooled(self.run(x, 2, self.bias, torch.uint8, "hardtanh", [0.0, 2.0], ""))
         return self.pooled(self.reached(self.sums(x)).to(torch.uint8) << 1)
 
-    def sums(self, x):
+    def intact_sums(self, x):
         return self.run(x, 1, -self.padded, torch.float32, "none", [], "")
+
+    def numbers(self, x):
+        return x.float() - self.inputs
 
 
 @torch.inference_mode()

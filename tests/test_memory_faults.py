@@ -43,7 +43,10 @@ def image_fault(kind="inverted", level=0.1, planes="7+6+5+4+3+2+1+0", persistent
     return fault_of_cells(cells, kind, level, **rest)
 
 
-def test_broken_cells_are_nested_binomial_and_in_random_places():
+@pytest.mark.parametrize("few", [1 << 13, 50])
+def test_broken_cells_are_nested_binomial_and_in_random_places(few, monkeypatch):
+    """With few = 50 the rare cells are drawn in two parts, one below u = 1/512."""
+    monkeypatch.setattr("faults.cells.FEW", few)
     count, keys = 20_000, range(200)
     found = {level: [broken_cells(level, count, [7, key, 2]) for key in keys] for level in LEVELS}
     for masks in found.values():
@@ -341,9 +344,9 @@ def check_in_every_form(fault, net, images, expected):
     "name,kind,wsconv,pad",
     [
         ("cifar_smaller", "inverted", False, 0),
-        ("tiny_imagenet_smaller", "random", False, 0),
+        ("tiny_imagenet_smaller", "random", False, -1),
         ("small", "stuck_at_1", True, 0),
-        ("small", "random", False, -1),
+        ("small", "random", False, 0),
     ],
 )
 def test_transient_weights_against_a_net_for_each_image(name, kind, wsconv, pad):
@@ -370,9 +373,9 @@ def test_transient_weights_against_a_net_for_each_image(name, kind, wsconv, pad)
 
 def test_transient_weights_of_some_layers_and_many_images():
     net, _ = small_net()
-    images = images_of(SMALL, 21)  # several chunks
+    images = images_of(SMALL, 61)  # several chunks
     fault = fault_of_cells(Cells("weights", ("conv2", "fc2"), persistent=False), "inverted", 0.1)
-    assert fault.memory == "weights" and not fault.persistent and first_faulty(fault, net) == 0
+    assert fault.memory == "weights" and not fault.persistent and first_faulty(fault, net) == 1
     whole = []
     for tester in (Folded(net), net):
         with faulty_net(fault, net, tester, 5) as flipped:
