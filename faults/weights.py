@@ -252,7 +252,7 @@ def misread_weights_of_each(fault, net, tester, seed, numbers=None):
         yield
     finally:
         tester.vary = tester.chunk = None
-        tester.flip_weights(None)
+        tester.flip_weights([])
 
 
 @contextmanager

@@ -76,15 +76,14 @@ class Folded(nn.Module):
         """Each of the next images is computed with weights of its own.
 
         addresses: for each image of the chunk, the weights that have the other sign, as int64 numbers in rising order,
-        layer by layer, in the order of the net's tensors. None: no more flips.
+        layer by layer, in the order of the net's tensors. An empty list: no more flips.
         """
-        sizes = [layer.module.weight.numel() for layer in self.layers]
-        ends = torch.tensor(sizes).cumsum(0)
-        for layer, size, end in zip(self.layers, sizes, ends.tolist()):
-            layer.flips = None
-            if addresses is not None:
-                starts = [torch.searchsorted(its, torch.tensor([end - size, end])).tolist() for its in addresses]
-                layer.flips = [its[low:high] - (end - size) for its, (low, high) in zip(addresses, starts)]
+        start = 0
+        for layer in self.layers:
+            bounds = torch.tensor([start, start + layer.module.weight.numel()])
+            parts = [its[slice(*torch.searchsorted(its, bounds))] - start for its in addresses]
+            layer.flips = parts if any(map(len, parts)) else None
+            start += layer.module.weight.numel()
 
     @torch.inference_mode()
     def forward(self, images):
@@ -188,7 +187,7 @@ class _Layer:
         return torch.sparse.mm(change, read)
 
     def read_by(self, inputs, image):
-        """What some inputs of a convolution, numbered as its weights are, read for each pixel: float32 inputs×pixels."""
+        """What some inputs of a convolution, numbered as its weights are, read for each pixel: inputs×pixels."""
         (rows, columns), (height, width) = self.module.padding, self.module.kernel_size
         padded = F.pad(image, (columns, columns, rows, rows), value=self.pad)
         windows = padded.unfold(1, height, 1).unfold(2, width, 1).permute(0, 3, 4, 1, 2)  # C×height×width×pixels
