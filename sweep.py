@@ -13,7 +13,7 @@ import io
 import math
 import os
 import sys
-from argparse import ArgumentTypeError, BooleanOptionalAction
+from argparse import BooleanOptionalAction
 from contextlib import ExitStack
 from functools import cache, lru_cache
 from itertools import product
@@ -44,20 +44,16 @@ from faults import (
     MSB,
     NO_FAULT,
     NOISE_KINDS,
-    READINGS,
     Cells,
     Fault,
+    add_cell_options,
+    applied_by,
+    as_planes,
     check_layers,
     fault_of_cells,
-    faulty_weights,
     first_faulty,
     get_bit,
     memory_size,
-    misread_activations,
-    misread_thresholds,
-    misread_weights,
-    misread_weights_of_each,
-    planes_of,
 )
 from models.folded import Folded
 from repairs import (
@@ -161,7 +157,20 @@ def parse():
         help="weights of one layer at a time, and a search for few signs whose flips bring the net to chance",
     )
     group.add_argument("--memory", nargs="*", choices=MEMORIES, default=[], help="memories whose cells break")
-    add_cell_options(parser.add_argument_group("cells of these memories"), share)
+    group = parser.add_argument_group("cells of these memories")
+    add_cell_options(group, listed(BER), listed(READING), several=True)
+    group.add_argument(
+        "--cells",
+        nargs="+",
+        choices=("persistent", "transient"),
+        help="the same cells for all images, or anew for each; default both, for weights persistent",
+    )
+    group.add_argument(
+        "--protection",
+        nargs="+",
+        choices=PROTECTIONS,
+        help=f"of the image memory; bytes that a code flags are mended by --repair, default {FLAGGED}",
+    )
 
     group = parser.add_argument_group("machine")
     group.add_argument(
@@ -173,53 +182,9 @@ def parse():
     return fill_defaults(parser.parse_args())
 
 
-def add_cell_options(group, share):
-    group.add_argument("--ber", nargs="+", type=share, help=f"bit error rates, default {listed(BER)}")
-    group.add_argument("--reading", nargs="+", choices=READINGS, help=f"what they read, default {listed(READING)}")
-    group.add_argument("--p01", type=share, help="asymmetric: probability that a broken cell reads 1 for 0")
-    group.add_argument("--p10", type=share, help="asymmetric: probability that it reads 0 for 1")
-    group.add_argument(
-        "--cells",
-        nargs="+",
-        choices=("persistent", "transient"),
-        help="the same cells for all images, or anew for each; default both, for weights persistent",
-    )
-    group.add_argument("--planes", type=planes, help="planes of the image memory, such as 7+6; default all eight")
-    group.add_argument(
-        "--layers", nargs="+", help="layers that break together, such as conv1 fc2; each: one at a time; default all"
-    )
-    group.add_argument("--lines", nargs="+", choices=("row", "column"), help="whole rows or columns of --array break")
-    group.add_argument(
-        "--protection",
-        nargs="+",
-        choices=PROTECTIONS,
-        help=f"of the image memory; bytes that a code flags are mended by --repair, default {FLAGGED}",
-    )
-    group.add_argument("--array", type=array_size, help="its size in cells, such as 512x64: rows and columns")
-
-
 def bit_or_planes(text):
     """An argparse type: a bit as int, or several as the planes of Cells."""
-    return planes(text) if "+" in text or "@" in text else within(int, 0, MSB)(text)
-
-
-def planes(text):
-    """An argparse type: planes of Cells, such as 7 or 7+6@0.1."""
-    try:
-        return planes_of(text)
-    except UserError as error:
-        raise ArgumentTypeError(error) from None
-
-
-def array_size(text):
-    """An argparse type: rows and columns of an array, such as 512x64."""
-    try:
-        rows, columns = (int(size) for size in text.split("x"))
-        if rows < 1 or columns < 1:
-            raise ValueError
-    except ValueError:
-        raise ArgumentTypeError(f"{text!r} is no size such as 512x64: rows and columns of the array") from None
-    return rows, columns
+    return as_planes(text) if "+" in text or "@" in text else within(int, 0, MSB)(text)
 
 
 def fill_defaults(args):
@@ -231,11 +196,15 @@ def fill_defaults(args):
     if args.critical and not args.memory:
         args.memory, args.layers = ["weights"], args.layers or ["each"]
     of_cells = ("ber", "reading", "p01", "p10", "cells", "planes", "layers", "lines", "array", "protection")
-    of_cells = [name for name in of_cells if getattr(args, name)]
+    of_cells = [name for name in of_cells if getattr(args, name) is not None]
     if of_cells and not args.memory:
         raise UserError(f"--{of_cells[0]} is for --memory: name the memories whose cells break")
     if args.planes and "image" not in args.memory:
         raise UserError("--planes is for --memory image: the other memories have layers")
+    if args.protection and "image" not in args.memory:
+        raise UserError("--protection is for --memory image")
+    if args.memory and args.repair and "image" not in args.memory and not args.bits:
+        raise UserError("--repair mends images: --memory image, or --bits")
     named = bool(args.memory)
     named |= any(getattr(args, name) is not None for name in ("bits", "repair", "rate", "rate_bits", "sigma", "flip"))
     args.mends = args.repair if args.memory and args.repair else []
@@ -369,13 +338,6 @@ def psnr(clean, images):
     return round(10 * math.log10(255**2 * clean.numel() / errors), 4) if errors else None
 
 
-MISREAD = {
-    "weights": misread_weights,
-    "activations": misread_activations,
-    "thresholds": misread_thresholds,
-}  # what applies a fault of cells to a memory of the net
-
-
 class TestSet:
     """The test images of a data set, clean and under faults."""
 
@@ -396,9 +358,7 @@ class TestSet:
         if fault.memory == "image":
             learns = fault.repair and REPAIRS[fault.repair].learn
             return self.code_of(made_by, fault.repair, training_digest(*self.where) if learns else "")
-        if fault.cells and not fault.persistent and fault.memory == "weights":
-            return self.code_of(code_digest, misread_weights_of_each)
-        return self.code_of(code_digest, MISREAD[fault.memory] if fault.cells else faulty_weights)
+        return self.code_of(code_digest, applied_by(fault))
 
     def _under(self, fault, seed):
         """(images after a fault and its repair, {column: value} of its row: recovered bits and PSNR)."""

@@ -60,10 +60,10 @@ from faults import (
     MEMORIES,
     MSB,
     NO_FAULT,
-    READINGS,
     Fault,
     TrainingFaults,
     TrainingMaps,
+    add_cell_options,
     check_layers,
     fault_of_options,
 )
@@ -71,7 +71,7 @@ from models import LOSSES
 from models.costs import costs, table
 from models.folded import Folded
 from recipes import RECIPES, learning_rate, make_loss, make_optimizer, recipe_options, softness, steps_of_cycle
-from repairs import REPAIRS, ImpossibleRepair, fault_of, with_fault
+from repairs import REPAIRS, ImpossibleRepair, fault_of, repaired_cells_of, with_fault
 
 # what
 DATASET = "cifar10"  # a row of datasets.DATASETS
@@ -109,7 +109,8 @@ TRAINING_ONLY = (
 )
 
 # defaults of the options that go with --memory
-CELL_OPTIONS = {"ber": BER, "reading": READING, "layers": [], "transient": False, "planes": ""}
+CELL_OPTIONS = {"ber": BER, "reading": READING, "p01": None, "p10": None, "planes": (), "layers": [], "lines": None}
+CELL_OPTIONS |= {"array": None, "transient": False, "known": None}
 
 LARGE = 10**6  # upper limit of options that need no larger values
 
@@ -158,15 +159,18 @@ def parse():
         help=f"repaired_n copies bit faulty_bit + this; default {CIFARDataset.NEIGHBOR_OFFSET}",
     )
     group.add_argument("--memory", choices=MEMORIES, help="this memory has broken cells, in place of the other faults")
-    group.add_argument("--ber", type=within(float, 0, 1), help=f"share of its cells that are broken, default {BER}")
-    group.add_argument("--reading", choices=READINGS[:-1], help=f"what they read, default {READING}")
-    group.add_argument("--layers", nargs="+", help="layers whose cells break, such as conv1 fc2; default all")
-    group.add_argument("--planes", help="planes of the image memory whose cells break, such as 7+6; default all eight")
+    add_cell_options(group, BER, READING)
     group.add_argument(
         "--transient",
         action="store_true",
         default=None,
         help="other cells for each image, in training on faulty weights for each step; without it always the same",
+    )
+    group.add_argument(
+        "--known",
+        action=BooleanOptionalAction,
+        help="whether a repair of --memory image, named by --mem_fault, is told which cells are broken; "
+        "default: if they are persistent",
     )
     group.add_argument(
         "--noise",
@@ -308,8 +312,7 @@ def check_cells(args, options):
     if options["memory"] == "thresholds":
         raise UserError("--memory thresholds is for an evaluation: thresholds come into being after training")
     others = [name for name in ("faulty_bit", "neighbor_offset") if getattr(args, name) is not None]
-    without = {"mem_fault": "baseline", "train_flip": 0, "train_noise": 0}
-    others += [name for name, value in without.items() if options[name] != value]
+    others += [name for name in ("train_flip", "train_noise") if options[name]]
     if options["memory"] and others:
         raise UserError(f"--memory is a fault of its own: leave --{others[0]} out")
 
@@ -337,7 +340,7 @@ def resumed_options(path, saved, args, processes):
 def image_faults(options):
     """The Faults from which each training batch draws one: just one; with --faulty_bit any, none and each bit."""
     if options["memory"] == "image":
-        return [fault_of_options(options)]
+        return [repaired_cells_of(options)]
     what, offset = options["mem_fault"], options["neighbor_offset"]
     if options["faulty_bit"] != "any":
         return [fault_of(what, options["faulty_bit"], offset)]
@@ -688,11 +691,16 @@ def loop(net, training, batches, test_batches, log, args, processes, keeper):
 
 
 def cells_of(args):
-    """The Fault of cells that the options describe; NO_FAULT without --memory."""
+    """The Fault of cells that the options describe, with its repair; NO_FAULT without --memory."""
     given = {name: getattr(args, name) for name in CELL_OPTIONS if getattr(args, name) is not None}
     if args.memory is None and given:
         raise UserError(f"--{next(iter(given))} is for --memory: name the memory whose cells break")
-    return fault_of_options({"memory": args.memory, **CELL_OPTIONS, **given})
+    what = MEM_FAULT if args.mem_fault is None else args.mem_fault
+    if args.memory is not None and what == "faulty":
+        raise UserError("--memory is a fault of its own: leave --mem_fault faulty out, or name a repair of the image")
+    if "known" in given and what == "baseline":
+        raise UserError("--known is for a repair of --memory image: name one by --mem_fault")
+    return repaired_cells_of({"memory": args.memory, "mem_fault": what, **CELL_OPTIONS, **given})
 
 
 def evaluated_fault(args, net):
@@ -704,7 +712,7 @@ def evaluated_fault(args, net):
             CIFARDataset.FAULTY_BIT if args.faulty_bit is None else args.faulty_bit,
             CIFARDataset.NEIGHBOR_OFFSET if args.neighbor_offset is None else args.neighbor_offset,
         )
-    if args.noise or any(getattr(args, name) is not None for name in ("mem_fault", "faulty_bit", "neighbor_offset")):
+    if args.noise or any(getattr(args, name) is not None for name in ("faulty_bit", "neighbor_offset")):
         raise UserError("--memory is a fault of its own: leave options of other faults out")
     if fault.cells:
         check_layers(fault, net)

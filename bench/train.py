@@ -57,7 +57,6 @@ PLAIN = {
     "ber": 0.01,
     "reading": "inverted",
     "transient": False,
-    "planes": "",
     "train_flip": 0.0,
     "train_noise": 0.0,
     "margin": 0.0,
@@ -65,6 +64,8 @@ PLAIN = {
     "soften": 0.0,
     "soften_weights": 0.0,
 }
+# of the options that describe broken cells
+WHOLE = {"layers": (), "planes": (), "lines": None, "array": None, "p01": None, "p10": None}
 
 
 def new_net(dataset):
@@ -93,7 +94,7 @@ def usual_steps(args, device):
 def our_training(args, device):
     """(Training as in train_smaller.py, at a constant learning rate; its batches)."""
     images, labels = read_images(args.dataset, args.data, True)
-    cells = fault_of_options({**vars(args), "layers": ()})
+    cells = fault_of_options({**vars(args), **WHOLE})
     fault = cells if args.memory == "image" else fault_of(args.mem_fault, args.faulty_bit, args.neighbor_offset)
     faults = [(fault, state_of(fault, args.dataset, args.data))]
     batches = TrainBatches(images, labels, BATCH_SIZE, padding=4, faults=faults, seed=0, device=device)

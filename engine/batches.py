@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from common import digest
 from datasets import read_images
 from faults import TrainingImages, break_images
-from repairs import REPAIRS, learned_state, repaired
+from repairs import REPAIRS, learned_state, mended
 
 EVAL_BATCH = 500  # images; results do not depend on it
 
@@ -98,7 +98,7 @@ class TrainBatches:
             flip = self._randint(2, len(index))
             clean = self._cut(index, *shift, flip)  # uint8 B×3×H×W
             fault, state = self.faults[int(self._randint(len(self.faults))) if len(self.faults) > 1 else 0]
-            images = repaired(fault, self._broken(fault, clean), state)
+            images = mended(fault, self._broken(fault, clean), self.seed, state)
             mine = slice(self.rank, None, self.world)
             yield scale(images[mine]), self.labels[index[mine]], clean[mine]
 

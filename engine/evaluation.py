@@ -6,13 +6,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from faults import (
-    faulty_weights,
-    misread_activations,
-    misread_thresholds,
-    misread_weights,
-    misread_weights_of_each,
-)
+from faults import applied_by, faulty_weights, misread_weights
 
 
 class Score(NamedTuple):
@@ -122,23 +116,18 @@ def faulty_net(fault, net, tester, seed, numbers=None):
 
     Yields the share of weight signs flipped; None for other memories and transient cells. Arguments as for measure.
     """
-    if fault.memory == "activations":
-        with misread_activations(fault, net, tester, seed, numbers):
+    apply = applied_by(fault)
+    if apply is None:
+        yield None
+    elif apply not in (faulty_weights, misread_weights):
+        with apply(fault, net, tester, seed, numbers):
             yield None
-    elif fault.memory == "thresholds":
-        with misread_thresholds(fault, net, tester, seed, numbers):
-            yield None
-    elif fault.memory == "weights" and fault.cells and not fault.persistent:
-        with misread_weights_of_each(fault, net, tester, seed, numbers):
-            yield None
-    elif fault.memory == "weights":
+    else:  # the same weights for all images
         try:
-            with (misread_weights if fault.cells else faulty_weights)(fault, net, seed) as flipped:
+            with apply(fault, net, seed) as flipped:
                 if tester is not net:
                     tester.take_weights()
                 yield flipped
         finally:
             if tester is not net:
                 tester.take_weights()
-    else:
-        yield None

@@ -1,6 +1,7 @@
 """Memory faults: the description of a fault, and for each memory a function that applies it."""
 
 from faults.activations import TrainingMaps, misread_activations
+from faults.applied import applied_by
 from faults.fault import (
     ALL_PLANES,
     IMAGE_KINDS,
@@ -15,7 +16,6 @@ from faults.fault import (
     Cells,
     Fault,
     fault_of_cells,
-    fault_of_options,
     planes_of,
     planes_text,
 )
@@ -33,6 +33,7 @@ from faults.images import (
     set_bit,
 )
 from faults.layers import check_layers, first_faulty, memory_size
+from faults.options import add_cell_options, as_planes, fault_of_options
 from faults.thresholds import misread_thresholds
 from faults.weights import (
     TrainingFaults,

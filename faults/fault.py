@@ -118,18 +118,6 @@ def fault_of_cells(cells, kind, level, run=0, p01=None, p10=None):
     return _short(fault)
 
 
-def fault_of_options(options):
-    """The Fault that the options memory, ber, reading, layers, transient and planes of train_smaller.py describe.
-
-    NO_FAULT where `memory` is empty. UserError in one line for what is wrong.
-    """
-    if not options["memory"]:
-        return NO_FAULT
-    planes = planes_of(options["planes"]) if options["planes"] else ()
-    cells = Cells(options["memory"], tuple(options["layers"]), planes, persistent=not options["transient"])
-    return fault_of_cells(cells, options["reading"], options["ber"])
-
-
 def _short(fault):
     """The same fault without Cells, if it has this short form: one plane drawn for each image, or inverted weights."""
     cells = fault.cells

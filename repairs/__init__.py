@@ -1,6 +1,6 @@
 """Repairs of broken bits: the table of all repairs, and what some learn from training images."""
 
-from repairs.apply import with_fault
+from repairs.apply import mended, repaired_cells_of, with_fault
 from repairs.codes import PROTECTIONS
 from repairs.learned import is_learned, learned_state, made_by, made_by_cells
 from repairs.protected import with_protection

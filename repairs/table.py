@@ -126,19 +126,25 @@ def fault_of(mem_fault, bit, neighbor_offset):
     mem_fault: baseline, faulty, or a name in REPAIRS; the original's spellings are accepted.
     bit: the broken one, 0 (LSB) to 7 (MSB). neighbor_offset: repaired_n copies the bit at `bit` + this.
     """
-    mem_fault = OLD_SPELLINGS.get(mem_fault, mem_fault)
-    known = ("baseline", "faulty", *REPAIRS)
-    if mem_fault not in known:
-        raise UserError(f"mem_fault {mem_fault!r} is unknown: one of {', '.join(known)}")
+    repair = repair_named(mem_fault)
     if not 0 <= bit <= MSB:
         raise UserError(f"faulty_bit {bit} is outside a pixel's bits 0 (LSB) to {MSB} (MSB)")
     if mem_fault == "baseline":
         return NO_FAULT
     if mem_fault == "faulty":
         return Fault("random", bit, level=1.0)
-    if bit in REPAIRS[mem_fault].cannot:
-        raise ImpossibleRepair(f"{mem_fault} looks at bit {bit}, so it cannot repair bit {bit} itself: use another")
-    return Fault("random", bit, mem_fault, _source(mem_fault, bit, neighbor_offset), 1.0)
+    if bit in REPAIRS[repair].cannot:
+        raise ImpossibleRepair(f"{repair} looks at bit {bit}, so it cannot repair bit {bit} itself: use another")
+    return Fault("random", bit, repair, _source(repair, bit, neighbor_offset), 1.0)
+
+
+def repair_named(mem_fault):
+    """The name in REPAIRS that a mem_fault means; None for baseline and faulty. UserError for an unknown one."""
+    mem_fault = OLD_SPELLINGS.get(mem_fault, mem_fault)
+    known = ("baseline", "faulty", *REPAIRS)
+    if mem_fault not in known:
+        raise UserError(f"mem_fault {mem_fault!r} is unknown: one of {', '.join(known)}")
+    return None if mem_fault in known[:2] else mem_fault
 
 
 def _source(repair, bit, neighbor_offset):
@@ -186,7 +192,8 @@ def with_repair(fault, repair, source=None, known=False):
     if repair == "repaired_s":
         source = MSB
     if (source is None) != (not row.sources) or (not known and source in planes):
-        raise ImpossibleRepair(f"{repair} cannot copy bit {source}: it takes an intact bit")
+        what = "needs a bit to copy" if source is None else f"cannot copy bit {source}: it takes an intact bit"
+        raise ImpossibleRepair(f"{repair} {what}; sweep.py measures those that can be")
     return fault._replace(repair=repair, source=source, known=known)
 
 
@@ -198,5 +205,5 @@ def cells_repaired(fault, images, seed):
         broken = broken_map(fault, images.shape[1:], seed)
     else:
         broken = torch.tensor(sum(1 << bit for bit, _ in fault.cells.planes), dtype=torch.uint8)
-    row = REPAIRS[fault.repair]
+    row, broken = REPAIRS[fault.repair], broken.to(images.device)
     return row.masked(images, broken, *([fault.source] if row.sources else []))

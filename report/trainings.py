@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from common import UserError, digest
 from engine import checkpoints
+from repairs import repaired_cells_of
 
 TABLE = "trainings.csv"  # in the results folder: trainings of nets whose checkpoints are not kept
 
@@ -69,12 +70,12 @@ def purpose_of(options):
     fault, bit = options.get("mem_fault", "baseline"), options.get("faulty_bit")
     broken = "any bit" if bit == "any" else f"bit {bit}"
     words = []
-    if fault == "faulty":
+    if options["memory"]:
+        words.append(str(repaired_cells_of({**options, "mem_fault": fault})))
+    elif fault == "faulty":
         words.append(f"{broken} random")
     elif fault != "baseline":
         words.append(f"{broken} repaired by {fault}")
-    if options["memory"]:
-        words.append(cells_of(options))
     if options["train_flip"]:
         words.append(f"{100 * options['train_flip']:g} % of the weights flipped")
     if options["train_noise"]:
@@ -89,11 +90,3 @@ def purpose_of(options):
     if options["teacher"]:
         words.append("with a teacher")
     return "; ".join((["fine-tuned"] if options["pretrained"] else []) + words)
-
-
-def cells_of(options):
-    """The broken cells that a net was trained for, in words. options: as for purpose_of, with a `memory`."""
-    parts = [f"{100 * options['ber']:g} % of the {options['memory']} cells {options['reading']}"]
-    parts += [" + ".join(options["layers"])] if options["layers"] else []
-    parts += [f"planes {options['planes']}"] if options["planes"] else []
-    return ", ".join([*parts, "transient" if options["transient"] else "persistent"])

@@ -242,6 +242,8 @@ def test_rows_of_every_fault_come_back(tmp_path):
         (["--memory", "image", "--planes", "9"], "argument --planes: planes '9'"),
         (["--planes", "7+6"], "--planes is for --memory"),
         (["--memory", "weights", "--planes", "7+6"], "--planes is for --memory image"),
+        (["--memory", "weights", "--protection", "tmr"], "--protection is for --memory image"),
+        (["--memory", "weights", "--repair", "left"], "--repair mends images: --memory image, or --bits"),
         (["--cells", "transient"], "--cells is for --memory"),
         (
             ["--memory", "image", "--planes", "6", "--cells", "transient", "--reading", "random", "--repair", "left"],
