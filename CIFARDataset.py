@@ -12,7 +12,7 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from common import UserError, digest
 from datasets import cifar, to_tensor
-from faults import break_images, image_bits
+from faults import break_images, image_bits, image_breaks
 from repairs import REPAIRS, fault_of, learned_state, repaired, with_fault
 
 FAULTY_BIT = 6  # 0 (LSB) to 7 (MSB)
@@ -36,6 +36,8 @@ class _WithFault:
         fault=None,
     ):
         self.seed = seed
+        if fault and (mem_fault, faulty_bit, neighbor_offset) != ("baseline", None, None):
+            raise UserError("a data set has one fault: give `fault`, or mem_fault and what belongs to it")
         self.fault = fault or fault_of(
             mem_fault,
             FAULTY_BIT if faulty_bit is None else faulty_bit,
@@ -59,7 +61,12 @@ class _WithFault:
         image = _to_uint8(image)  # 3×H×W
         if self.fault.cells:
             return with_fault(image[None], self.fault, self.seed, numbers=[index])[0].float() / 255, label
-        image = break_images(self.fault, image, lambda shape: image_bits(self.seed, [index], shape)[0])
+        image = break_images(
+            self.fault,
+            image,
+            lambda shape: image_bits(self.seed, [index], shape)[0],
+            lambda shape, share: image_breaks(self.seed, [index], shape, share)[0],
+        )
         return repaired(self.fault, image, self.state).float() / 255, label
 
 

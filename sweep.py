@@ -203,6 +203,12 @@ def fill_defaults(args):
         raise UserError("--planes is for --memory image: the other memories have layers")
     if args.protection and "image" not in args.memory:
         raise UserError("--protection is for --memory image")
+    if args.layers and args.memory == ["image"]:
+        raise UserError("--layers is for the memories of a net: the image memory has planes")
+    if args.cells == ["transient"] and any(PROTECTIONS[name].rotates for name in args.protection or ()):
+        raise UserError("--protection shuffle needs to know the broken cells, and transient cells are not known")
+    if (args.p01, args.p10) != (None, None) and "asymmetric" not in (args.reading or ()):
+        raise UserError("--p01 and --p10 are for --reading asymmetric")
     if args.memory and args.repair and "image" not in args.memory and not args.bits:
         raise UserError("--repair mends images: --memory image, or --bits")
     named = bool(args.memory)
@@ -265,7 +271,7 @@ def several_planes(planes, args):
     if args.unrepaired:
         faults += [fault_of_cells(cells, "random", 1.0, run) for run in range(args.runs)]
         faults += [fault_of_cells(cells, kind, 1.0) for kind in ("stuck_at_0", "stuck_at_1")]
-    return faults + mended([fault_of_cells(cells, "random", 1.0)], args.repair)
+    return faults + with_each_repair([fault_of_cells(cells, "random", 1.0)], args.repair)
 
 
 def faults_of_memory(memory, args, layers):
@@ -284,7 +290,7 @@ def faults_of_memory(memory, args, layers):
     if memory != "image":
         return faults
     guarded = [each for fault in faults for each in under_protection(fault, args)]
-    return faults + mended(faults, args.mends) + guarded
+    return faults + with_each_repair(faults, args.mends) + guarded
 
 
 def under_protection(fault, args):
@@ -297,7 +303,7 @@ def under_protection(fault, args):
     return faults
 
 
-def mended(faults, repairs):
+def with_each_repair(faults, repairs):
     """Faults of cells of the image memory with each of the repairs that can mend them, told the map and not told it.
 
     Transient cells have no map, and without one a repair needs an intact plane. UserError if there is no such fault.

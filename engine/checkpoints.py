@@ -34,6 +34,7 @@ import torch
 
 from common import UserError, content_digest, digest, first_line, keep_old, write_text, written_whole
 from datasets import DATASETS
+from faults import planes_of
 from models import CNV, TOPOLOGIES
 
 FOLDER = "checkpoint"
@@ -259,7 +260,10 @@ OLDER_PADDING = {"tiny_imagenet": 0, "demo": 0}
 def with_older_options(options):
     """The options of a checkpoint; those that it is too old to store have the values of OLDER_OPTIONS."""
     older = OLDER_OPTIONS | {"padding": OLDER_PADDING.get(options["dataset"], OLDER_OPTIONS["padding"])}
-    return options | {name: value for name, value in older.items() if name not in options}
+    options = options | {name: value for name, value in older.items() if name not in options}
+    if isinstance(options["planes"], str):  # as they were stored at first
+        options["planes"] = planes_of(options["planes"]) if options["planes"] else ()
+    return options
 
 
 def net_options(dataset, images, labels):

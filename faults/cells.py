@@ -11,15 +11,17 @@ from common import UserError
 from faults.fault import MEMORIES
 
 RARE = 1 / 64  # cells with a u below this are drawn by count and place
-FEW = 1 << 13  # of a memory of which more cells are rare, the rarest eighth is drawn first, and so on
+FEW = 1 << 13  # a memory with more rare cells is drawn in parts: the cells with u < RARE/8^k first, then those below
+# RARE/8^(k-1), up to RARE; k is such that the first part has at most FEW cells
 
 
 def broken_cells(level, count, key):
     """The addresses, int64 in rising order, of the cells among `count` whose u is below `level`, from 0 to 1.
 
     key: whole numbers that the draw depends on. Below RARE the number of cells is drawn first (binomial), then their
-    places, then their u: the cost is that of the broken cells. From RARE on, a byte for every other cell says in which
-    256th of the rest its u lies. Only the cells in the same 256th as `level` need a finer number.
+    places, then their u: the cost is that of at most FEW cells, or of eight times the broken ones. From RARE on, a byte
+    for every other cell says in which 256th of the rest its u lies. Only the cells in the same 256th as `level` need a
+    finer number.
     """
     if level == 1:
         return np.arange(count)
@@ -70,7 +72,8 @@ def broken_in(fault, level, count, key):
     rows, columns = array
     if rows * columns < count:
         raise UserError(
-            f"an array of {rows}x{columns} cells does not hold the {count} bits of the {fault.memory} memory"
+            f"an array of {rows}x{columns} cells does not hold the {count} bits of the {fault.memory} memory: "
+            f"one of {-(-count // columns)}x{columns} does"
         )
     number, step = (rows, columns) if lines == "row" else (columns, 1)
     along = np.arange(columns) if lines == "row" else np.arange(rows) * columns

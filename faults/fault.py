@@ -111,7 +111,7 @@ def fault_of_cells(cells, kind, level, run=0, p01=None, p10=None):
     if cells.memory == "image":
         if cells.layers:
             raise UserError("the image memory has no layers: name planes")
-        cells = cells._replace(planes=cells.planes or ALL_PLANES)
+        cells = cells._replace(planes=_checked(cells.planes) or ALL_PLANES)
     elif cells.planes:
         raise UserError(f"planes are of the image memory: the {cells.memory} memory has layers")
     fault = Fault(kind, level=float(level), run=run, cells=cells, p01=asymmetry[0], p10=asymmetry[1])
@@ -157,9 +157,14 @@ def planes_of(text):
     """The planes that a text such as 7+6 or 7+6@0.1 names: ((bit, share), …) from the MSB. UserError otherwise."""
     try:
         pairs = [part.partition("@") for part in text.split("+")]
-        planes = {int(bit): float(share) if at else 1.0 for bit, at, share in pairs}
+        planes = [(int(bit), float(share) if at else 1.0) for bit, at, share in pairs]
     except ValueError:
         raise UserError(f"planes {text!r} are not readable: such as 7, 7+6, or 7+6@0.1") from None
-    if len(planes) < len(pairs) or not all(0 <= bit <= MSB and 0 < share <= 1 for bit, share in planes.items()):
-        raise UserError(f"planes {text!r}: each bit once, 0 to {MSB}, with shares above 0 and at most 1")
-    return tuple(sorted(planes.items(), reverse=True))
+    return _checked(planes)
+
+
+def _checked(planes):
+    """Planes, pairs (bit, share), from the MSB. UserError for a bit that is none or comes twice, or a wrong share."""
+    if len(dict(planes)) < len(planes) or not all(0 <= bit <= MSB and 0 < share <= 1 for bit, share in planes):
+        raise UserError(f"planes {planes_text(planes)!r}: each bit once, 0 to {MSB}, with shares above 0 and at most 1")
+    return tuple(sorted(planes, reverse=True))

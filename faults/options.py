@@ -5,6 +5,8 @@ from argparse import ArgumentTypeError
 from common import UserError, within
 from faults.fault import LINES, NO_FAULT, READINGS, Cells, fault_of_cells, planes_of
 
+LONGEST = 10**7  # rows, or columns, of an array
+
 
 def add_cell_options(group, ber, reading, several=False):
     """Add the options to an argparse group. ber, reading: their defaults, as text.
@@ -14,7 +16,7 @@ def add_cell_options(group, ber, reading, several=False):
     share, some = within(float, 0, 1), {"nargs": "+"} if several else {}
     group.add_argument("--ber", **some, type=share, help=f"share of the cells that are broken, default {ber}")
     group.add_argument("--reading", **some, choices=READINGS, help=f"what they read, default {reading}")
-    group.add_argument("--p01", type=share, help="asymmetric: probability that a broken cell reads 1 for 0")
+    group.add_argument("--p01", type=share, help="asymmetric: probability that a broken cell, or line, reads 1 for 0")
     group.add_argument("--p10", type=share, help="asymmetric: probability that it reads 0 for 1")
     group.add_argument("--planes", type=as_planes, help="planes of the image memory, such as 7+6; default all eight")
     each = "; each: one at a time" if several else ""
@@ -35,10 +37,12 @@ def as_array(text):
     """An argparse type: rows and columns of an array, such as 512x64."""
     try:
         rows, columns = (int(size) for size in text.split("x"))
-        if rows < 1 or columns < 1:
+        if not (1 <= rows <= LONGEST and 1 <= columns <= LONGEST):
             raise ValueError
     except ValueError:
-        raise ArgumentTypeError(f"{text!r} is no size such as 512x64: rows and columns of the array") from None
+        raise ArgumentTypeError(
+            f"{text!r} is no size such as 512x64: rows and columns of the array, each from 1 to {LONGEST}"
+        ) from None
     return rows, columns
 
 

@@ -227,7 +227,8 @@ def misread_weights(fault, net, seed):
         yield len(wrong) / len(memory.held)
 
 
-FLIPPED_AT_ONCE = 25  # images; at a rate of 0.1 the addresses of their flips in the CIFAR-10 net take 750 MB
+FLIPS_AT_ONCE = 50_000_000  # about as many addresses are held twice, 800 MB
+IMAGES_AT_ONCE = 25
 
 
 @contextmanager
@@ -247,7 +248,7 @@ def misread_weights_of_each(fault, net, tester, seed, numbers=None):
             yield
         return
     tester.vary = lambda images: tester.flip_weights([wrong_of_next() for _ in range(images)])
-    tester.chunk = FLIPPED_AT_ONCE
+    tester.chunk = max(1, min(IMAGES_AT_ONCE, int(FLIPS_AT_ONCE / (1 + fault.level * len(memory.held)))))
     try:
         yield
     finally:

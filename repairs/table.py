@@ -180,20 +180,26 @@ def with_repair(fault, repair, source=None, known=False):
     if fault.memory != "image":
         raise ImpossibleRepair(f"{repair} mends images, not {fault.memory}")
     if fault.cells is None:
-        raise ImpossibleRepair(f"{repair} mends a whole transient plane: sweep.py --bits {fault.bit} measures it")
+        raise ImpossibleRepair(
+            f"cells of one transient plane, read at random or stuck, are not mended by {repair}; "
+            f"the whole plane is: --faulty_bit {fault.bit} in train_smaller.py, --bits {fault.bit} in sweep.py"
+        )
     if row.masked is None:
         names = ", ".join(name for name, other in REPAIRS.items() if other.masked)
         raise ImpossibleRepair(f"{repair} mends one broken plane: several bits are mended by {names}")
     planes = [bit for bit, _ in fault.cells.planes]
     if known and not fault.cells.persistent:
-        raise ImpossibleRepair("no memory test knows transient cells: --known is for persistent ones")
+        raise ImpossibleRepair("no memory test knows transient cells: only persistent ones can be known")
     if not known and len(planes) == MSB + 1:
-        raise ImpossibleRepair(f"{repair} needs an intact bit, and all eight planes can break: use --known")
+        raise ImpossibleRepair(
+            f"{repair} needs an intact bit, and all eight planes can break: name fewer planes, "
+            "or persistent cells that are known"
+        )
     if repair == "repaired_s":
         source = MSB
     if (source is None) != (not row.sources) or (not known and source in planes):
-        what = "needs a bit to copy" if source is None else f"cannot copy bit {source}: it takes an intact bit"
-        raise ImpossibleRepair(f"{repair} {what}; sweep.py measures those that can be")
+        what = "needs a bit to copy" if source is None else f"cannot copy bit {source}"
+        raise ImpossibleRepair(f"{repair} {what}: repaired_n and repaired_s copy an intact bit, the others none")
     return fault._replace(repair=repair, source=source, known=known)
 
 

@@ -86,7 +86,7 @@ def test_a_known_map_leaves_intact_cells_alone():
         (fault_in(), "variation", None, False, "variation mends one broken plane"),
         (fault_in(), "repaired_s", None, False, "cannot copy bit 7"),
         (fault_in(), "repaired_n", 6, False, "cannot copy bit 6"),
-        (fault_in(), "repaired_n", None, False, "cannot copy bit None"),
+        (fault_in(), "repaired_n", None, False, "repaired_n needs a bit to copy"),
         (fault_in(persistent=False), "median", None, True, "transient"),
         (fault_in("7+6+5+4+3+2+1+0"), "median", None, False, "needs an intact bit"),
         (fault_of_cells(Cells("activations"), "inverted", 0.1), "median", None, False, "not activations"),

@@ -454,6 +454,7 @@ def test_thresholds_against_brevitas_with_moved_sums(name, persistent):
         (Cells("weights", planes=((7, 1.0),)), ("inverted", 0.1), "planes are of the image memory"),
         (Cells("image", ("conv1",)), ("inverted", 0.1), "has no layers"),
         (Cells("image", lines="row"), ("inverted", 0.1), "name its size"),
+        (Cells("image", planes=((9, 1.0),)), ("inverted", 0.1), "planes '9': each bit once, 0 to 7"),
         (Cells("image"), ("asymmetric", 0.1), "two probabilities"),
         (Cells("image"), ("asymmetric", 0.1, 0, 0.1, 2.0), "two probabilities"),
         (Cells("image"), ("inverted", 0.1, 0, 0.1, 0.2), "for the asymmetric reading"),
@@ -469,12 +470,16 @@ def test_items_of_the_data_set_are_the_images_of_a_sweep(tmp_path):
     write_cifar10(tmp_path)
     clean = torch.from_numpy(CIFAR10(".", train=False).data).permute(0, 3, 1, 2)
     fault = image_fault("random", 0.1, persistent=True)
-    for each in (fault, with_repair(fault, "midpoint", known=True)):
+    part_of_a_plane = image_fault("random", 0.1, planes="6")
+    assert part_of_a_plane.cells is None  # the short form
+    for each in (fault, with_repair(fault, "midpoint", known=True), part_of_a_plane):
         dataset = CIFAR10(".", train=False, fault=each, seed=4)
         found = torch.stack([dataset[i][0] for i in range(len(dataset))])
         assert torch.equal((found * 255).round().byte(), with_fault(clean, each, 4))
     with pytest.raises(UserError, match="has no weights memory"):
         CIFAR10(".", train=False, fault=fault_of_cells(Cells("weights"), "random", 0.1))
+    with pytest.raises(UserError, match="a data set has one fault"):
+        CIFAR10(".", mem_fault="median", train=False, fault=fault)
 
 
 @pytest.mark.parametrize("memory", ["image", "weights", "activations", "thresholds"])

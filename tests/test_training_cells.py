@@ -495,7 +495,7 @@ def test_an_older_checkpoint_resumes_as_before(succeed, interrupt):
         ("--memory weights --mem_fault faulty", "--memory is a fault of its own: leave --mem_fault faulty out"),
         ("--memory weights --mem_fault median", "median mends images, not weights"),
         ("--memory image --mem_fault colors", "colors mends one broken plane: several bits are mended by"),
-        ("--memory image --mem_fault repaired_n", "repaired_n needs a bit to copy; sweep.py measures those"),
+        ("--memory image --mem_fault repaired_n", "repaired_n needs a bit to copy"),
         ("--memory image --mem_fault median --no-known", "median needs an intact bit"),
         ("--memory image --mem_fault median --transient --known", "no memory test knows transient cells"),
         ("--memory image --known", "--known is for a repair of --memory image"),
@@ -593,3 +593,5 @@ def test_what_a_net_was_trained_for_in_words():
     assert purpose_of(options | {"mem_fault": "median"}) == f"{words}; median, known cells"
     assert purpose_of(options | {"mem_fault": "median", "known": False}) == f"{words}; median, unknown cells"
     assert purpose_of(options | {"memory": ""}) == "no fault"
+    as_text = checkpoints.with_older_options({**options, "planes": "7+6"})  # as they were stored at first
+    assert as_text == options
