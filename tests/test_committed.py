@@ -8,11 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-import sweep
 from common import code_digest
 from datasets import demo
 from engine import checkpoints
-from faults import WEIGHT_KINDS, Fault, faulty_weights
+from faults import (
+    WEIGHT_KINDS,
+    Fault,
+    faulty_weights,
+    misread_activations,
+    misread_thresholds,
+    misread_weights,
+    misread_weights_of_each,
+)
 from models.folded import Folded
 from repairs import REPAIRS, fault_of, learned, made_by, made_by_cells, with_fault
 from report import fault_in, markdown, read_rows
@@ -32,6 +39,16 @@ def test_tables_follow_from_their_csv(folder):
     assert not damaged and markdown(name, rows, {}).rstrip() == alone.rstrip()
 
 
+MISREAD = {
+    ("weights", True): misread_weights,
+    ("weights", False): misread_weights_of_each,
+    ("activations", True): misread_activations,
+    ("activations", False): misread_activations,
+    ("thresholds", True): misread_thresholds,
+    ("thresholds", False): misread_thresholds,
+}  # by memory, and whether the cells are persistent
+
+
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_rows_were_made_by_the_code_of_today(folder):
     """Fails after a change of a fault or repair: sweep again, or where no figure can change, write the digests anew."""
@@ -40,7 +57,7 @@ def test_rows_were_made_by_the_code_of_today(folder):
         if fault.cells and fault.memory == "image":
             assert row["made_by"] == made_by_cells(fault.repair, fault.protection, fault.known)
         elif fault.cells:
-            assert row["made_by"] == code_digest(sweep.MISREAD[fault.memory])
+            assert row["made_by"] == code_digest(MISREAD[fault.memory, fault.persistent])
         elif fault.kind in WEIGHT_KINDS:
             assert row["made_by"] == code_digest(faulty_weights)
         elif fault.kind != "none" and not (fault.repair and REPAIRS[fault.repair].learn):
