@@ -494,8 +494,9 @@ def test_one_evaluation_of_train_smaller_is_the_cell_of_the_sweep(tmp_path, monk
     rows = read_rows(Path("results/cifar10_smaller_11111/sweep.csv"))[0]
     assert out.splitlines()[-1] == f"Avg. acc.: {rows[1]['top1']:.3f}%" and rows[1]["memory"] == memory
     if memory == "weights":
-        for other in (["--noise", "0.1"], ["--faulty_bit", "6"], ["--mem_fault", "median"]):
+        for other in (["--noise", "0.1"], ["--faulty_bit", "6"]):
             assert "leave options of other faults out" in run_script(train_smaller, *words, *other)[2]
+        assert "median mends images, not weights" in run_script(train_smaller, *words, "--mem_fault", "median")[2]
         assert "--ber is for --memory" in run_script(train_smaller, "--data", ".", "--ber", "0.1")[2]
         assert "no weights of layer fc7" in run_script(train_smaller, *words, "--layers", "fc7")[2]
 
