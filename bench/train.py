@@ -32,7 +32,7 @@ from datasets import DATASETS, read_images
 from datasets.cifar import CIFAR10
 from datasets.demo import Demo
 from engine import TrainBatches, Training, bf16_is_fast, compiled, state_of, teachers, train_pass
-from faults import TrainingFaults, TrainingMaps, fault_of_options
+from faults import TrainingFaults, TrainingMaps, as_planes, fault_of_options
 from models import CNV, TOPOLOGIES
 from models.costs import costs
 from recipes import MODERN, make_loss, make_optimizer
@@ -57,6 +57,7 @@ PLAIN = {
     "ber": 0.01,
     "reading": "inverted",
     "transient": False,
+    "planes": (),
     "train_flip": 0.0,
     "train_noise": 0.0,
     "margin": 0.0,
@@ -65,7 +66,7 @@ PLAIN = {
     "soften_weights": 0.0,
 }
 # of the options that describe broken cells
-WHOLE = {"layers": (), "planes": (), "lines": None, "array": None, "p01": None, "p10": None}
+WHOLE = {"layers": (), "lines": None, "array": None, "p01": None, "p10": None}
 
 
 def new_net(dataset):
@@ -215,7 +216,7 @@ def main():
     kinds = {"faulty_bit": within(int, 0, 7), "neighbor_offset": int, "train_flip": within(float, 0, 0.5)}
     kinds |= {"train_noise": within(float, 0), "margin": within(float, 0)}
     kinds |= {"soften": within(float, 0, 1), "soften_weights": within(float, 0, 1)}  # softness itself, not a share
-    kinds |= {"ber": within(float, 0, 1)}
+    kinds |= {"ber": within(float, 0, 1), "planes": as_planes}
     group.add_argument("--transient", action="store_true")
     for name, value in PLAIN.items():
         if name != "transient":
