@@ -37,23 +37,26 @@ from common import (
     write_text,
 )
 from datasets import read_images
-from engine import EvalBatches, Processes, checkpoints, measure, state_of, training_digest
+from engine import EvalBatches, Processes, calibration_images, checkpoints, measure, state_of, training_digest
 from engine.critical import random_flips, worst_flips
 from faults import (
     MEMORIES,
     MSB,
     NO_FAULT,
     NOISE_KINDS,
+    RECALIBRATED,
     Cells,
     Fault,
     add_cell_options,
     applied_by,
     as_planes,
+    can_recalibrate,
     check_layers,
     fault_of_cells,
     first_faulty,
     get_bit,
     memory_size,
+    recalibrated,
 )
 from models.folded import Folded
 from repairs import (
@@ -147,6 +150,11 @@ def parse():
         "--sigma", nargs="*", type=within(float, 0, 1e6), help=f"sigma_val of weight noise, default {listed(SIGMA)}"
     )
     group.add_argument("--flip", nargs="*", type=share, help=f"shares of weights flipped, default {listed(FLIP)}")
+    group.add_argument(
+        "--recalibrate",
+        action="store_true",
+        help="persistent faults of weights and feature maps also with thresholds set anew",
+    )
     group.add_argument(
         "--runs", type=within(int, 1, 10_000), default=RUNS, help="runs of each random fault, default %(default)s"
     )
@@ -248,6 +256,8 @@ def wanted_faults(args, layers=((),)):
         faults += [Fault(kind, level=level, run=run) for level in levels for run in runs]
     for memory in args.memory:
         faults += faults_of_memory(memory, args, layers if memory != "image" else [()])
+    if args.recalibrate:
+        faults += [recalibrated(fault) for fault in faults if can_recalibrate(fault)]
     return list(dict.fromkeys(fault for fault in faults if fault.level != 0))
 
 
@@ -352,6 +362,7 @@ class TestSet:
         self.images, self.labels = read_images(dataset, args.data, False, args.workers)
         self.digest = digest(self.images, self.labels)
         self.state_of = cache(lambda fault: state_of(fault, *self.where))
+        self.calibration = cache(lambda: calibration_images(*self.where))
         self.code_of = cache(lambda digest_of, *arguments: digest_of(*arguments))
         self.under = lru_cache(1)(self._under)  # keeps one fault: all sessions measure it before the next fault
 
@@ -361,6 +372,9 @@ class TestSet:
             return None
         if fault.cells and fault.memory == "image":
             return self.code_of(made_by_cells, fault.repair, fault.protection, fault.known)
+        if fault.repair == RECALIBRATED:
+            code = self.code_of(code_digest, applied_by(fault), Folded.recalibrated, calibration_images)
+            return digest(code.encode(), training_digest(*self.where).encode())
         if fault.memory == "image":
             learns = fault.repair and REPAIRS[fault.repair].learn
             return self.code_of(made_by, fault.repair, training_digest(*self.where) if learns else "")
@@ -497,6 +511,9 @@ class Session:
         # one seed for all sessions: no repair of a whole plane depends on what broken bits read
         images, quality = self.test_set.under(fault, 0 if fault.repair and not fault.cells else seed)
         batches = EvalBatches(images, self.test_set.labels, next(self.net.parameters()).device)
+        if fault.repair == RECALIBRATED:
+            calibration = self.test_set.calibration().to(batches.device)
+            return measure(fault, self.net, self.tester, batches, seed, calibration=calibration), quality
         first = first_faulty(fault, self.net)
         kept = self.kept_maps(first) if first and self.tester is not self.net else None
         if kept is None:
@@ -593,7 +610,7 @@ def turn(fault):
 
     Slow repairs come first, so that processes share them evenly.
     """
-    slow = fault.repair is not None and REPAIRS[fault.repair].cost is None
+    slow = fault.repair in REPAIRS and REPAIRS[fault.repair].cost is None
     layers = fault.cells.layers if fault.cells else ()
     return layers, fault.run, not slow, fault.repair if slow else ""
 

@@ -44,6 +44,7 @@ from engine import (
     TrainBatches,
     Training,
     bf16_is_fast,
+    calibration_images,
     check_export_packages,
     checkpoints,
     compiled,
@@ -66,6 +67,7 @@ from faults import (
     add_cell_options,
     check_layers,
     fault_of_options,
+    recalibrated,
 )
 from models import LOSSES
 from models.costs import costs, table
@@ -171,6 +173,11 @@ def parse():
         action=BooleanOptionalAction,
         help="whether a repair of --memory image, named by --mem_fault, is told which cells are broken; "
         "default: if they are persistent",
+    )
+    group.add_argument(
+        "--recalibrate",
+        action="store_true",
+        help="set the thresholds anew under --noise, or under persistent faults of --memory weights or activations",
     )
     group.add_argument(
         "--noise",
@@ -739,6 +746,10 @@ def test(args, processes):
                 f"weight noise needs latent weights, and {path} holds signs only: train it with --train"
             )
     fault = evaluated_fault(args, net)
+    if args.recalibrate and not args.fold:
+        raise UserError("--recalibrate sets thresholds, and --no-fold evaluates batch norms: leave one of them out")
+    if args.recalibrate and not args.noise:
+        fault = recalibrated(fault)
     holdout = HOLDOUT if args.holdout is None else args.holdout
     trained = checkpoints.trained_as(path, state)
     if holdout not in (0, trained.get("holdout", 0)):
@@ -749,6 +760,7 @@ def test(args, processes):
     with processes.first_alone():
         learned = state_of(fault, name, args.data, args.workers)
         images, labels = read_images(name, args.data, bool(holdout), args.workers)
+        calibration = calibration_images(name, args.data, args.workers) if args.recalibrate else None
         if holdout:
             _, (images, labels) = hold_out(images, labels, holdout)
     checkpoints.check_fits(path, net, images, labels)
@@ -761,13 +773,16 @@ def test(args, processes):
         which = f"{words[net.wsconv]} weight standardisation (trained {words[trained['wsconv']]}), {which}"
     processes.print(f"{path} (epoch {state['epoch']}), {DATASETS[name].title}, {which}: {fault}")
 
-    scores, flips = trials(args, processes, net, batches, fault)
+    scores, flips = trials(args, processes, net, batches, fault, calibration)
+    setting = str(fault)
+    if args.noise:
+        setting += f", noise sigma_val {args.noise:g}{'; recalibrated' if args.recalibrate else ''}"
     result = {
         "checkpoint": str(path),
         "epoch": state["epoch"],
         "dataset": name,
         "images": len(labels),
-        "setting": f"{fault}, noise sigma_val {args.noise:g}" if args.noise else str(fault),
+        "setting": setting,
         "runs": len(scores),
         "top1": statistics.mean(score.top1 for score in scores),
         "top5": statistics.mean(score.top5 for score in scores),
@@ -786,15 +801,19 @@ def test(args, processes):
         write_text(as_path(args.result), json.dumps(result, indent=1) + "\n")
 
 
-def trials(args, processes, net, batches, fault):
+def trials(args, processes, net, batches, fault, calibration):
     """(Scores, shares of flipped weight signs) of the evaluations: one, or under weight noise NOISE_RUNS."""
     tester = Folded(net) if args.fold else net
-    fault = Fault("noise", level=args.noise) if args.noise else fault
+    if args.noise:
+        fault = Fault("noise", level=args.noise)
+        fault = recalibrated(fault) if args.recalibrate else fault
+    if calibration is not None:
+        calibration = calibration.to(processes.device)
     scores, flips = [], []
     for trial in range(NOISE_RUNS if args.noise else 1):
         bar = processes.bar(batches, f"run {trial + 1}" if args.noise else "testing", len(batches))
         numbers = count(processes.rank, processes.number)  # of the images that this process has
-        measured = measure(fault, net, tester, bar, args.seed + trial, numbers)
+        measured = measure(fault, net, tester, bar, args.seed + trial, numbers, calibration)
         scores.append(processes.total(measured.score))
         flips.append(measured.flipped)
     return scores, flips
@@ -806,6 +825,8 @@ def main():
     args.sess = args.sess or f"{args.dataset or DATASET}_smaller{'_wsconv' if wsconv else ''}"
     processes = Processes()
     try:
+        if args.train and args.recalibrate:
+            raise UserError("--recalibrate is for an evaluation: thresholds come into being after training")
         if args.train and args.result is not None:
             raise UserError("--result is for an evaluation: a training writes a CSV file beside its checkpoint")
         if args.export_finn:

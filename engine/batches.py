@@ -14,8 +14,10 @@ from common import digest
 from datasets import read_images
 from faults import TrainingImages, break_images
 from repairs import REPAIRS, learned_state, mended
+from repairs.predictor import spaced
 
 EVAL_BATCH = 500  # images; results do not depend on it
+CALIBRATION = 1000  # training images on which thresholds are recalibrated
 
 
 def scale(images):
@@ -25,10 +27,18 @@ def scale(images):
 
 def state_of(fault, dataset, root, workers=1):
     """The state that a Fault's repair has learned from the training images of a data set; None if it learns nothing."""
-    if fault.repair is None or REPAIRS[fault.repair].learn is None:
+    if fault.memory != "image" or fault.repair is None or REPAIRS[fault.repair].learn is None:
         return None
     found = training_digest(dataset, root, workers)
     return learned_state(fault.repair, fault.bit, dataset, found, lambda: read_images(dataset, root, True, workers)[0])
+
+
+def calibration_images(dataset, root, workers=1):
+    """The images on which thresholds are recalibrated: float32 N×3×H×W in [0, 1].
+
+    CALIBRATION of the clean training images of the data set, or all if there are fewer, evenly spaced, without labels.
+    """
+    return scale(spaced(read_images(dataset, root, True, workers)[0], CALIBRATION))
 
 
 @functools.cache

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from faults import applied_by, faulty_weights, misread_weights
+from faults import RECALIBRATED, applied_by, faulty_weights, misread_weights
 
 
 class Score(NamedTuple):
@@ -99,15 +99,33 @@ class Measured(NamedTuple):
     predicted: torch.Tensor  # the predicted class of each image, int64 N
 
 
-def measure(fault, net, tester, batches, seed, numbers=None):
+def measure(fault, net, tester, batches, seed, numbers=None, calibration=None):
     """The Measured of a net under a fault of one of its memories.
 
     tester: what is evaluated, the net itself or Folded(net). batches: of images that already have an image fault.
     numbers: of these images in the data set, by default 0, 1, 2, …
+    calibration: float32 images N×3×H×W in [0, 1] for a fault that is RECALIBRATED; the tester is then Folded(net).
     """
-    with faulty_net(fault, net, tester, seed, numbers) as flipped:
-        score, predicted = predict(tester, batches)
+    with recalibrated_net(fault, net, tester, seed, calibration):
+        with faulty_net(fault, net, tester, seed, numbers) as flipped:
+            score, predicted = predict(tester, batches)
     return Measured(score, flipped, predicted)
+
+
+@contextmanager
+def recalibrated_net(fault, net, tester, seed, calibration):
+    """Inside the `with`, a fault that is RECALIBRATED finds thresholds that were set anew under it, on these images."""
+    if fault.repair != RECALIBRATED:
+        yield
+        return
+    intact = tester.thresholds()
+    with faulty_net(fault, net, tester, seed):
+        found = tester.recalibrated(calibration)
+    tester.set_thresholds(found)
+    try:
+        yield
+    finally:
+        tester.set_thresholds(intact)
 
 
 @contextmanager

@@ -12,12 +12,15 @@ from faults.fault import (
     NO_FAULT,
     NOISE_KINDS,
     READINGS,
+    RECALIBRATED,
     WEIGHT_KINDS,
     Cells,
     Fault,
+    can_recalibrate,
     fault_of_cells,
     planes_of,
     planes_text,
+    recalibrated,
 )
 from faults.images import (
     TrainingImages,

@@ -16,6 +16,7 @@ NOISE_KINDS = ("noise", "noise_relative")  # on the latent weights
 WEIGHT_KINDS = (*NOISE_KINDS, "flips")  # flips: inverted weights of all layers
 KINDS = ("none", *IMAGE_KINDS, *WEIGHT_KINDS, "inverted", "asymmetric")
 LINES = ("row", "column")
+RECALIBRATED = "recalibrated"  # repair of weights and feature maps: the thresholds are set anew, see recalibrated
 
 
 class Cells(NamedTuple):
@@ -40,7 +41,7 @@ class Fault(NamedTuple):
 
     kind: str = "none"  # one of KINDS: what a broken cell reads, or noise
     bit: int | None = None  # broken in every pixel value: 0 (LSB) to 7 (MSB)
-    repair: str | None = None  # a name in repairs.REPAIRS; None: unrepaired
+    repair: str | None = None  # a name in repairs.REPAIRS, or RECALIBRATED; None: unrepaired
     source: int | None = None  # the bit that repaired_n or repaired_s copies
     level: float | None = None  # probability that a cell is broken; noise: sigma_val
     run: int = 0  # number of the run, for random faults: run r draws with seed + r
@@ -77,7 +78,7 @@ class Fault(NamedTuple):
         if self.cells:
             return _in_words(self)
         if self.kind in WEIGHT_KINDS:
-            return f"{self.kind} {self.level:g}"
+            return f"{self.kind} {self.level:g}{'; recalibrated' if self.repair else ''}"
         if self.repair is None:
             return f"faulty, bit {self.bit} {self.kind}"
         if self.source is None:
@@ -118,6 +119,23 @@ def fault_of_cells(cells, kind, level, run=0, p01=None, p10=None):
     return _short(fault)
 
 
+def can_recalibrate(fault):
+    """Can recalibrated thresholds make up for a fault? Those of weights and feature maps, the same for all images."""
+    return fault.memory in ("weights", "activations") and fault.persistent
+
+
+def recalibrated(fault):
+    """The same fault with thresholds set anew on the faulty hardware (Folded.recalibrated).
+
+    UserError if that cannot make up for it, see can_recalibrate.
+    """
+    if not can_recalibrate(fault):
+        kept = "persistent" if fault.persistent else "transient"
+        other = f"{kept} ones of the {fault.memory} memory" if fault.memory else "no fault"
+        raise UserError(f"recalibrated thresholds are for persistent faults of weights or activations, not for {other}")
+    return fault._replace(repair=RECALIBRATED)
+
+
 def _short(fault):
     """The same fault without Cells, if it has this short form: one plane drawn for each image, or inverted weights."""
     cells = fault.cells
@@ -144,6 +162,8 @@ def _in_words(fault):
         return f"{text}; {fault.protection}{f', flagged words by {fault.repair}' if fault.repair else ''}"
     if fault.repair is None:
         return text
+    if fault.repair == RECALIBRATED:
+        return f"{text}; recalibrated"
     copied = "" if fault.source is None else f" from bit {fault.source}"
     return f"{text}; {fault.repair}{copied}, {'known' if fault.known else 'unknown'} cells"
 

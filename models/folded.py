@@ -63,6 +63,10 @@ class Folded(nn.Module):
         for layer in self.layers:
             layer.pack(layer.signs())
 
+    def thresholds(self):
+        """The thresholds of the hidden layers, as set_thresholds takes them."""
+        return [layer.threshold for layer in self.layers[:-1]]
+
     @torch.no_grad()
     def set_thresholds(self, thresholds):
         """Compare with these thresholds: float32 whole numbers of the channels, one tensor for each hidden layer.
@@ -71,6 +75,25 @@ class Folded(nn.Module):
         """
         for layer, threshold in zip(self.layers[:-1], thresholds, strict=True):
             layer.compare_with(threshold)
+
+    @torch.inference_mode()
+    def recalibrated(self, images):
+        """The thresholds that follow if each batch norm's statistics are those of these images: a list as they are set.
+
+        Layer by layer, from input to output: each layer reads what the recalibrated ones before it give, with the
+        present weights and misread maps. A batch norm keeps its gain and offset. Thresholds stay as they are.
+        images: float32 N×3×H×W in [0, 1], the same on every processor. Source: Joshi et al. (2020), who estimate batch
+        norm statistics again on the faulty hardware; thresholds in place of batch norms are ours.
+        """
+        hidden, before = self.layers[:-1], self.thresholds()
+        parts = [self._quantized(chunk) for chunk in self._chunks(images)]
+        try:
+            for layer in hidden:
+                layer.compare_with(layer.recalibrated(parts))
+                parts = [self._through(part, [layer]) for part in parts]
+            return self.thresholds()
+        finally:
+            self.set_thresholds(before)
 
     def flip_weights(self, addresses):
         """Each of the next images is computed with weights of its own.
@@ -133,6 +156,7 @@ class _Layer:
         self.inputs = STEPS if first else 1  # inputs are in [-inputs, inputs]
         self.flips = None  # None, or for each image the numbers of its weights that have the other sign: int64
         self.falls = self.threshold = None
+        self.norm = norm
         if norm is not None:
             self.falls = norm.weight < 0
             self.bound = self.inputs * module.weight[0].numel()  # of the sums
@@ -150,6 +174,18 @@ class _Layer:
 
     def compare_with(self, threshold):
         self.threshold = threshold
+
+    def recalibrated(self, parts):
+        """The threshold of each channel with the mean and the biased variance of its sums over parts of inputs."""
+        count = total = squares = 0
+        for part in parts:
+            sums = self.sums(part).double().transpose(0, 1).flatten(1)  # C×sums, whole numbers: all below is exact
+            count, total, squares = count + sums.shape[1], total + sums.sum(1), squares + sums.square().sum(1)
+        mean = total / count
+        deviation = (squares / count - mean**2 + self.norm.eps * self.inputs**2).sqrt()
+        gain, offset = self.norm.weight.double().abs(), self.norm.bias.double()
+        threshold = (mean - offset / gain * deviation).ceil().clamp(-self.bound, self.bound + 1).float()
+        return torch.where(gain == 0, self.threshold, threshold)
 
     def __call__(self, x):
         sums = self.sums(x)

@@ -1,7 +1,7 @@
 """Plots of sweeps, from their rows alone, and pictures of faulty and repaired test images."""
 
 import os
-from itertools import cycle
+from itertools import cycle, product
 
 os.environ["MPLBACKEND"] = "Agg"  # draws to files only, even if a notebook has set another backend
 
@@ -9,11 +9,12 @@ import matplotlib
 from matplotlib import pyplot as plt
 
 from common import written_whole
-from faults import ALL_PLANES, MEMORIES, NO_FAULT, Cells
+from faults import ALL_PLANES, MEMORIES, NO_FAULT, RECALIBRATED, Cells
 from repairs import REPAIRS, ImpossibleRepair, fault_of, with_fault
 from report.summaries import summarize
 from report.tables import added, front, guarded, layout, protection_label
 
+AS_IT_IS_OR_RECALIBRATED = ((None, ""), (RECALIBRATED, f", {RECALIBRATED}"))  # (repair, what a legend adds)
 PICTURES = 2  # test images in images.png
 DPI = 200  # of the PNGs
 # lines differ in marker, dash and lightness of the colour, so that they can be told apart in greyscale
@@ -156,8 +157,12 @@ def draw_noise(sessions):
     figure, panels = _panels("weight noise", ["σ_val, absolute", "σ_val, relative to the layer's RMS weight"])
     for axes, kind in zip(panels, ("noise", "noise_relative")):
         for (name, summaries), style in zip(sessions.items(), styles()):
-            faults = [fault for fault in summaries if fault.kind == kind or fault == NO_FAULT]
-            _draw(axes, faults, summaries, lambda fault: fault.level or 0, style, name)
+            for repair, words in AS_IT_IS_OR_RECALIBRATED:
+                faults = [fault for fault in summaries if (fault.kind, fault.repair) == (kind, repair)]
+                if faults:
+                    faults = [fault for fault in summaries if fault == NO_FAULT] + faults
+                    own = {**style, "markerfacecolor": "none"} if repair else style
+                    _draw(axes, faults, summaries, lambda fault: fault.level or 0, own, name + words)
     _legend_below(figure, panels[0])
     return figure
 
@@ -168,11 +173,12 @@ def draw_flips(sessions):
     found = styles()
     for name, summaries in sessions.items():
         _level(axes, NO_FAULT, summaries, {"color": "#555555"})
-        for kind, by in (("flips", "bit errors"), ("noise_relative", "relative noise"), ("noise", "absolute noise")):
-            faults = [fault for fault in summaries if fault.kind == kind]
+        causes = (("flips", "bit errors"), ("noise_relative", "relative noise"), ("noise", "absolute noise"))
+        for (kind, by), (repair, words) in product(causes, AS_IT_IS_OR_RECALIBRATED):
+            faults = [fault for fault in summaries if (fault.kind, fault.repair) == (kind, repair)]
             if faults:
                 flipped = {fault: 100 * summaries[fault].flipped for fault in faults}
-                _draw(axes, faults, summaries, flipped.get, next(found), f"{name}, {by}")
+                _draw(axes, faults, summaries, flipped.get, next(found), f"{name}, {by}{words}")
     axes.set_xscale("log")
     _legend_below(figure, axes)
     return figure
@@ -188,23 +194,26 @@ def draw_memories(name, summaries):
     for axes, persistent in zip(panels, (True, False)):
         _level(axes, NO_FAULT, summaries, {"color": "#555555"}, "no fault")
         for memory, style in drawn.items():
-            faults = [fault for fault in whole_memories(summaries, memory) if fault.persistent == persistent]
-            if faults:
-                _draw(axes, faults, summaries, lambda fault: fault.level, style, memory)
+            for repair, words in AS_IT_IS_OR_RECALIBRATED:
+                faults = whole_memories(summaries, memory, repair)
+                faults = [fault for fault in faults if fault.persistent == persistent]
+                if faults:
+                    own = {**style, "markerfacecolor": "none"} if repair else style
+                    _draw(axes, faults, summaries, lambda fault: fault.level, own, memory + words)
         axes.set_xscale("log")
     _legend_below(figure, panels[0])
     return figure
 
 
-def whole_memories(summaries, memory):
-    """The faults that invert cells of a whole memory, each cell for itself, without a repair or protection."""
+def whole_memories(summaries, memory, repair=None):
+    """The faults that invert cells of a whole memory, each cell for itself, with a repair or none, unprotected."""
     whole = [Cells(memory, persistent=persistent) for persistent in (True, False)]
     if memory == "image":
         whole = [cells._replace(planes=ALL_PLANES) for cells in whole]
     return [
         fault
         for fault in summaries
-        if fault.repair is fault.protection is None
+        if (fault.repair, fault.protection) == (repair, None)
         and ((fault.kind == "inverted" and fault.cells in whole) or (fault.kind, memory) == ("flips", "weights"))
     ]
 
@@ -270,7 +279,8 @@ def _of_one_layer(summaries):
         for fault in summaries
         if fault.cells
         and len(fault.cells.layers) == 1
-        and (fault.kind, fault.cells) == ("inverted", Cells(fault.memory, fault.cells.layers))
+        and (fault.kind, fault.repair) == ("inverted", None)
+        and fault.cells == Cells(fault.memory, fault.cells.layers)
     ]
 
 

@@ -7,7 +7,7 @@ from itertools import cycle, islice
 from typing import NamedTuple
 
 from datasets import DATASETS
-from faults import KINDS, MSB, NO_FAULT, NOISE_KINDS
+from faults import KINDS, MSB, NO_FAULT, NOISE_KINDS, RECALIBRATED
 from models import TOPOLOGIES
 from repairs import REPAIRS
 from report.page_words import source_of, value_of, what_of
@@ -135,7 +135,8 @@ def _shares(session):
 
 def _place(fault):
     """Sort key of the lines of a plot: repairs in the order of REPAIRS."""
-    return [None, *REPAIRS].index(fault.repair), KINDS.index(fault.kind), -(fault.source or 0)
+    repairs = [None, RECALIBRATED, *REPAIRS]
+    return repairs.index(fault.repair), KINDS.index(fault.kind), -(fault.source or 0)
 
 
 def _by_label(found):
@@ -222,7 +223,7 @@ def nets_at_a_level(sessions, cells):
         if by_signs:
             axis = {"title": "share of weight signs flipped (%)", "log": True}
             figures[memory, "weight signs flipped"] = _figure(by_signs, axis)
-    what = "Accuracy against how much of a memory is broken, unrepaired: a line for each net."
+    what = "Accuracy against how much of a memory is broken, and with recalibrated thresholds: a line for each net."
     return Plot(
         "memories", "Memories", what, {"memory": _options(figures, 0), "against": _options(figures, 1)}, figures
     )
@@ -233,12 +234,15 @@ def _flipped(cell):
 
 
 def _memories(sessions):
-    """Faults without a level, one for each memory and way to break it, unrepaired, that was measured below level 1."""
+    """Faults without a level, one for each memory and way to break it, that was measured below level 1.
+
+    Unrepaired, and with recalibrated thresholds.
+    """
     found = {
         fault._replace(level=None)
         for session in sessions
         for fault in session.cells
-        if not (fault.repair or fault.protection or fault == NO_FAULT)
+        if fault.repair in (None, RECALIBRATED) and not fault.protection and fault != NO_FAULT
         if fault.memory != "image" or fault.level < 1
     }
     return sorted(found, key=lambda fault: (fault.cells is not None, order(fault)))
@@ -249,7 +253,8 @@ def _memory(fault):
     if fault.bit is not None:
         return f"image bit {fault.bit}, {label(fault)}", "share of the plane's bits broken"
     if fault.kind in MEMORIES:
-        return MEMORIES[fault.kind]
+        name, axis = MEMORIES[fault.kind]
+        return f"{name}, {RECALIBRATED}" if fault.repair else name, axis
     what = f"{fault.cells.lines}s" if fault.cells.lines else "cells"
     return f"{fault.memory}, {cells_label(fault)}", f"probability that one of the {what} is broken"
 

@@ -5,7 +5,20 @@ import io
 import math
 
 from common import UserError, write_text
-from faults import IMAGE_KINDS, KINDS, MEMORIES, MSB, READINGS, Cells, Fault, fault_of_cells, planes_of
+from faults import (
+    IMAGE_KINDS,
+    KINDS,
+    MEMORIES,
+    MSB,
+    READINGS,
+    RECALIBRATED,
+    Cells,
+    Fault,
+    can_recalibrate,
+    fault_of_cells,
+    planes_of,
+    recalibrated,
+)
 from repairs import PROTECTIONS, REPAIRS, with_protection, with_repair
 
 SAME = ("dataset", "images", "sess", "seed", "checkpoint", "n")  # columns that are the same in all rows of a file
@@ -219,7 +232,8 @@ def is_sound(fault):
         return False
     if fault.kind not in IMAGE_KINDS:
         level = fault.level is None if fault.kind == "none" else fault.level >= 0
-        return fault.kind in KINDS and level and fault.bit is fault.repair is fault.source is None
+        mended = fault.repair is None or (fault.repair == RECALIBRATED and can_recalibrate(fault))
+        return fault.kind in KINDS and level and mended and fault.bit is fault.source is None
     if not (0 <= fault.bit <= MSB and 0 <= fault.level <= 1):
         return False
     if fault.repair is None:
@@ -234,6 +248,8 @@ def _of_cells_again(fault):
     made = fault_of_cells(fault.cells, fault.kind, fault.level, fault.run, fault.p01, fault.p10)
     if fault.protection:
         return with_protection(made, fault.protection, fault.repair)
+    if fault.repair == RECALIBRATED:
+        return recalibrated(made)
     return with_repair(made, fault.repair, fault.source, fault.known) if fault.repair else made
 
 

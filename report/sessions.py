@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from common import UserError, first_line
 from datasets import DATASETS
-from faults import ALL_PLANES, NOISE_KINDS, Fault
+from faults import ALL_PLANES, RECALIBRATED, WEIGHT_KINDS, Fault
 from report.rows import SAME, fault_in, lines_of, read_rows
 from report.summaries import Summary, summarize
 
@@ -106,10 +106,9 @@ def _options(fault):
     """The options of sweep.py that name a fault."""
     if fault.kind == "none":
         return ["--bits"]
-    if fault.kind in NOISE_KINDS:
-        return [f"--sigma {fault.level:g}"]
-    if fault.kind == "flips":
-        return [f"--flip {fault.level:g}"]
+    if fault.kind in WEIGHT_KINDS:
+        option = "flip" if fault.kind == "flips" else "sigma"
+        return [f"--{option} {fault.level:g}", *(["--recalibrate"] if fault.repair else [])]
     if fault.cells:
         return _options_of_cells(fault)
     if fault.level < 1:
@@ -132,5 +131,5 @@ def _options_of_cells(fault):
     if fault.protection:
         words.append(f"--protection {fault.protection}")
     if fault.repair:
-        words.append(f"--repair {fault.repair}")
+        words.append("--recalibrate" if fault.repair == RECALIBRATED else f"--repair {fault.repair}")
     return words

@@ -5,7 +5,7 @@ from collections import Counter
 from typing import NamedTuple
 
 from datasets import DATASETS
-from faults import ALL_PLANES, KINDS, MEMORIES, MSB, NO_FAULT, NOISE_KINDS
+from faults import ALL_PLANES, KINDS, MEMORIES, MSB, NO_FAULT, NOISE_KINDS, RECALIBRATED
 from repairs import PROTECTIONS, REPAIRS
 from report.comparisons import campaign_size
 from report.rows import order
@@ -36,7 +36,8 @@ def cells_label(fault):
     """The same for a fault of cells, without its memory."""
     cells = fault.cells
     if cells is None:
-        return "inverted, persistent" if fault.kind == "flips" else label(fault)
+        words = "inverted, persistent" if fault.kind == "flips" else label(fault)
+        return f"{words}, {RECALIBRATED}" if fault.repair == RECALIBRATED else words
     reading = f"asymmetric {fault.p01:g}/{fault.p10:g}" if fault.kind == "asymmetric" else fault.kind
     parts = [reading.replace("_", "-"), "persistent" if cells.persistent else "transient"]
     if cells.layers:
@@ -117,7 +118,8 @@ def _bit_label(fault):
 
 def _place(fault):
     """Sort key of the rows of a table: repairs in the order of repairs.REPAIRS."""
-    return [None, *REPAIRS].index(fault.repair), KINDS.index(fault.kind), -(fault.source or 0), order(fault)
+    repairs = [None, RECALIBRATED, *REPAIRS]
+    return repairs.index(fault.repair), KINDS.index(fault.kind), -(fault.source or 0), order(fault)
 
 
 def _table(title, corner, faults, row_label, field, figure="mean"):
@@ -209,7 +211,7 @@ def matrices(sessions):
     for title, columns in tested.items():
         columns = [NO_FAULT, *sorted(columns, key=_place)]
         if len(columns) > 1:
-            headings = [f"{fault.level:g}" if fault.kind == "flips" else label(fault) for fault in columns]
+            headings = [_column(fault) for fault in columns]
             yield f"### {title}: accuracy (%)\n"
             yield "| net | " + " | ".join(headings) + " |"
             yield "|---" + "|--:" * len(columns) + "|"
@@ -217,6 +219,13 @@ def matrices(sessions):
                 texts = [f"{summaries[fault].mean:.2f}" if fault in summaries else "–" for fault in columns]
                 yield f"| {name} | {' | '.join(texts)} |"
             yield ""
+
+
+def _column(fault):
+    """The heading of a fault's column in `matrices`."""
+    if fault.kind != "flips":
+        return label(fault)
+    return f"{fault.level:g}{f', {fault.repair}' if fault.repair else ''}"
 
 
 def _costs(summaries):

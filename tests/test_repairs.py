@@ -214,8 +214,23 @@ def convolve(image, weight, bias, dilation):
     return result + bias[:, None, None]
 
 
+LAYERS = ("first", *(f"inner.{number}" for number in range(4)), "last")
+
+
 def gelu(x):
     return x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))) / 2
+
+
+def logits_by_hand(image, bit, state):
+    """The predictor's logits for an image, int 3×H×W."""
+    layers = {name: [state[f"{name}.{key}"].double().numpy() for key in ("weight", "bias")] for name in LAYERS}
+    zeros = image - (image >> bit & 1) * 2**bit
+    scans = np.array(scans_by_hand(image, bit))
+    x = np.concatenate([zeros / 128 - 1, scans.mean(0) / 128 - 1, *(2.0 * (scan >> bit & 1) - 1 for scan in scans)])
+    x = gelu(convolve(x, *layers["first"], 1))
+    for number, dilation in enumerate((2, 4, 2, 1)):
+        x = x + gelu(convolve(x, *layers[f"inner.{number}"], dilation))
+    return convolve(x, *layers["last"], 1)
 
 
 def test_learned_repair_by_hand():
@@ -225,15 +240,7 @@ def test_learned_repair_by_hand():
     mended, means = (mend(repair, images, bit, state).numpy() for repair in ("learned", "learned_mean"))
     for image, result, mean in zip(images.numpy().astype(int), mended, means):
         zeros = image - (image >> bit & 1) * 2**bit
-        scans = np.array(scans_by_hand(image, bit))
-        bits = [2.0 * (scan >> bit & 1) - 1 for scan in scans]
-        x = np.concatenate([zeros / 128 - 1, scans.mean(0) / 128 - 1, *bits])
-        for number, dilation in enumerate((1, 2, 4, 1, 1)):
-            x = convolve(
-                gelu(x) if number else x,
-                *(state[f"{2 * number}.{key}"].double().numpy() for key in ("weight", "bias")),
-                dilation,
-            )
+        x = (logits_by_hand(image, bit, state) + logits_by_hand(image[..., ::-1], bit, state)[..., ::-1]) / 2
         sure = np.abs(x) > 1e-4
         assert sure.mean() > 0.99 and np.array_equal(result[sure], (zeros + (x > 0) * 2**bit)[sure])
         assert np.abs(mean - zeros - 2**bit / (1 + np.exp(-x))).max() < 0.501
