@@ -37,7 +37,16 @@ from common import (
     write_text,
 )
 from datasets import read_images
-from engine import EvalBatches, Processes, calibration_images, checkpoints, measure, state_of, training_digest
+from engine import (
+    EvalBatches,
+    Processes,
+    calibration_images,
+    calibration_of,
+    checkpoints,
+    measure,
+    state_of,
+    training_digest,
+)
 from engine.critical import random_flips, worst_flips
 from faults import (
     MEMORIES,
@@ -58,7 +67,7 @@ from faults import (
     memory_size,
     recalibrated,
 )
-from models.folded import Folded
+from models.folded import RECALIBRATION, Folded
 from repairs import (
     PROTECTIONS,
     REPAIRS,
@@ -362,7 +371,6 @@ class TestSet:
         self.images, self.labels = read_images(dataset, args.data, False, args.workers)
         self.digest = digest(self.images, self.labels)
         self.state_of = cache(lambda fault: state_of(fault, *self.where))
-        self.calibration = cache(lambda: calibration_images(*self.where))
         self.code_of = cache(lambda digest_of, *arguments: digest_of(*arguments))
         self.under = lru_cache(1)(self._under)  # keeps one fault: all sessions measure it before the next fault
 
@@ -373,7 +381,7 @@ class TestSet:
         if fault.cells and fault.memory == "image":
             return self.code_of(made_by_cells, fault.repair, fault.protection, fault.known)
         if fault.repair == RECALIBRATED:
-            code = self.code_of(code_digest, applied_by(fault), Folded.recalibrated, calibration_images)
+            code = self.code_of(code_digest, applied_by(fault), calibration_images, *RECALIBRATION)
             return digest(code.encode(), training_digest(*self.where).encode())
         if fault.memory == "image":
             learns = fault.repair and REPAIRS[fault.repair].learn
@@ -416,6 +424,7 @@ class Session:
         self.folder = as_path(args.results) / self.name
         if self.images_differ():
             self.folder = self.folder.with_name(f"{self.name}_{self.what['images']}")
+        self.calibration = cache(self._calibration)
         self.kept_maps = lru_cache(1)(self._kept_maps)  # keeps one layer: its faults are measured one after another
         self.predictions = {}  # {fault without a repair: predicted classes}
         self.changed = False  # True if its sweep.csv has changed since the tables were written
@@ -512,8 +521,7 @@ class Session:
         images, quality = self.test_set.under(fault, 0 if fault.repair and not fault.cells else seed)
         batches = EvalBatches(images, self.test_set.labels, next(self.net.parameters()).device)
         if fault.repair == RECALIBRATED:
-            calibration = self.test_set.calibration().to(batches.device)
-            return measure(fault, self.net, self.tester, batches, seed, calibration=calibration), quality
+            return measure(fault, self.net, self.tester, batches, seed, calibration=self.calibration()), quality
         first = first_faulty(fault, self.net)
         kept = self.kept_maps(first) if first and self.tester is not self.net else None
         if kept is None:
@@ -534,6 +542,11 @@ class Session:
             if size > KEPT_BYTES:
                 return None
         return found
+
+    def _calibration(self):
+        """What thresholds are recalibrated with."""
+        images = calibration_images(*self.test_set.where)
+        return calibration_of(self.tester, images.to(next(self.net.parameters()).device))
 
     def predicted(self, fault):
         """The predicted classes under a fault without a repair, int64 N."""

@@ -45,6 +45,7 @@ from engine import (
     Training,
     bf16_is_fast,
     calibration_images,
+    calibration_of,
     check_export_packages,
     checkpoints,
     compiled,
@@ -807,8 +808,8 @@ def trials(args, processes, net, batches, fault, calibration):
     if args.noise:
         fault = Fault("noise", level=args.noise)
         fault = recalibrated(fault) if args.recalibrate else fault
-    if calibration is not None:
-        calibration = calibration.to(processes.device)
+    if args.recalibrate:
+        calibration = calibration_of(tester, calibration.to(processes.device))
     scores, flips = [], []
     for trial in range(NOISE_RUNS if args.noise else 1):
         bar = processes.bar(batches, f"run {trial + 1}" if args.noise else "testing", len(batches))

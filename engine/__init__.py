@@ -2,7 +2,7 @@
 
 from engine import checkpoints, teachers
 from engine.batches import EvalBatches, TrainBatches, calibration_images, scale, state_of, training_digest
-from engine.evaluation import Measured, Score, evaluate, faulty_net, measure, predict, score, to_score
+from engine.evaluation import Measured, Score, calibration_of, evaluate, faulty_net, measure, predict, score, to_score
 from engine.finn_export import check_export_packages, export
 from engine.packing import pack
 from engine.processes import Processes

@@ -104,7 +104,7 @@ def measure(fault, net, tester, batches, seed, numbers=None, calibration=None):
 
     tester: what is evaluated, the net itself or Folded(net). batches: of images that already have an image fault.
     numbers: of these images in the data set, by default 0, 1, 2, …
-    calibration: float32 images N×3×H×W in [0, 1] for a fault that is RECALIBRATED; the tester is then Folded(net).
+    calibration: for a fault that is RECALIBRATED, of calibration_of; the tester is then Folded(net).
     """
     with recalibrated_net(fault, net, tester, seed, calibration):
         with faulty_net(fault, net, tester, seed, numbers) as flipped:
@@ -112,17 +112,28 @@ def measure(fault, net, tester, batches, seed, numbers=None, calibration=None):
     return Measured(score, flipped, predicted)
 
 
+class Calibration(NamedTuple):
+    """What thresholds are recalibrated with, see calibration_of."""
+
+    images: torch.Tensor
+    statistics: list  # of the sums of the intact net on these images
+
+
+def calibration_of(tester, images):
+    """The Calibration of a Folded net, which must be intact. images: float32 N×3×H×W in [0, 1], on its device."""
+    return Calibration(images, tester.statistics(images))
+
+
 @contextmanager
 def recalibrated_net(fault, net, tester, seed, calibration):
-    """Inside the `with`, a fault that is RECALIBRATED finds thresholds that were set anew under it, on these images."""
+    """Inside the `with`, a fault that is RECALIBRATED finds thresholds that were set anew under it."""
     if fault.repair != RECALIBRATED:
         yield
         return
     intact = tester.thresholds()
-    with faulty_net(fault, net, tester, seed):
-        found = tester.recalibrated(calibration)
-    tester.set_thresholds(found)
     try:
+        with faulty_net(fault, net, tester, seed):
+            tester.statistics(calibration.images, recalibrate_from=calibration.statistics)
         yield
     finally:
         tester.set_thresholds(intact)

@@ -77,23 +77,19 @@ class Folded(nn.Module):
             layer.compare_with(threshold)
 
     @torch.inference_mode()
-    def recalibrated(self, images):
-        """The thresholds that follow if each batch norm's statistics are those of these images: a list as they are set.
+    def statistics(self, images, recalibrate_from=None):
+        """The mean and standard deviation of each channel's sums: a list of float64 2×channels, one for each layer.
 
-        Layer by layer, from input to output: each layer reads what the recalibrated ones before it give, with the
-        present weights and misread maps. A batch norm keeps its gain and offset. Thresholds stay as they are.
-        images: float32 N×3×H×W in [0, 1], the same on every processor. Source: Joshi et al. (2020), who estimate batch
-        norm statistics again on the faulty hardware; thresholds in place of batch norms are ours.
+        images: float32 N×3×H×W in [0, 1]. recalibrate_from: None; or what this gave for the intact net, and then each
+        layer's threshold is set anew before the next layer is computed, see _Layer.recalibrate.
         """
-        hidden, before = self.layers[:-1], self.thresholds()
-        parts = [self._quantized(chunk) for chunk in self._chunks(images)]
-        try:
-            for layer in hidden:
-                layer.compare_with(layer.recalibrated(parts))
-                parts = [self._through(part, [layer]) for part in parts]
-            return self.thresholds()
-        finally:
-            self.set_thresholds(before)
+        found, parts = [], [self._quantized(chunk) for chunk in self._chunks(images)]
+        for number, layer in enumerate(self.layers[:-1]):
+            found.append(layer.statistics(parts))
+            if recalibrate_from:
+                layer.recalibrate(recalibrate_from[number], found[-1])
+            parts = [self._through(part, [layer]) for part in parts]
+        return found
 
     def flip_weights(self, addresses):
         """Each of the next images is computed with weights of its own.
@@ -175,17 +171,33 @@ class _Layer:
     def compare_with(self, threshold):
         self.threshold = threshold
 
-    def recalibrated(self, parts):
-        """The threshold of each channel with the mean and the biased variance of its sums over parts of inputs."""
+    def statistics(self, parts):
+        """The mean and standard deviation of each channel's sums over parts of inputs: float64 2×channels."""
         count = total = squares = 0
         for part in parts:
-            sums = self.sums(part).double().transpose(0, 1).flatten(1)  # C×sums, whole numbers: all below is exact
+            sums = self.sums(part).double().transpose(0, 1).flatten(1)  # C×sums, whole numbers: their sums are exact
             count, total, squares = count + sums.shape[1], total + sums.sum(1), squares + sums.square().sum(1)
         mean = total / count
-        deviation = (squares / count - mean**2 + self.norm.eps * self.inputs**2).sqrt()
-        gain, offset = self.norm.weight.double().abs(), self.norm.bias.double()
-        threshold = (mean - offset / gain * deviation).ceil().clamp(-self.bound, self.bound + 1).float()
-        return torch.where(gain == 0, self.threshold, threshold)
+        return torch.stack([mean, (squares / count - mean**2).clamp(min=0).sqrt()])
+
+    def recalibrate(self, intact, faulty):
+        """Set the threshold as for sums that are moved back to the mean and deviation that they had without a fault.
+
+        intact, faulty: of statistics. A channel that is constant is only shifted.
+        """
+        (mean, deviation), (faulty_mean, faulty_deviation) = intact, faulty
+        constant = (deviation == 0) | (faulty_deviation == 0)
+        scale = torch.where(constant, 1.0, faulty_deviation / deviation)
+        threshold = faulty_mean + (self.exact_threshold() - mean) * scale
+        threshold = threshold.ceil().clamp(-self.bound, self.bound + 1).float()
+        self.compare_with(torch.where(self.norm.weight == 0, self.threshold, threshold))
+
+    def exact_threshold(self):
+        """The sum at which each channel's batch norm is 0, no whole number: float64."""
+        norm, sign = self.norm, torch.where(self.falls, -1.0, 1.0).double()
+        deviation = (norm.running_var.double() + norm.eps).sqrt()
+        zero = norm.running_mean.double() - norm.bias.double() / norm.weight.double() * deviation
+        return sign * zero * self.inputs
 
     def __call__(self, x):
         sums = self.sums(x)
@@ -297,6 +309,10 @@ class _Int8Layer(_Layer):
 
     def numbers(self, x):
         return x.float() - self.inputs
+
+
+# all that decides how thresholds are recalibrated
+RECALIBRATION = (Folded.statistics, _Layer.statistics, _Layer.recalibrate, _Layer.exact_threshold)
 
 
 @torch.inference_mode()

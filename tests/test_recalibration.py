@@ -1,6 +1,7 @@
-"""Recalibrated thresholds against Brevitas' own net in training mode, which takes the statistics of its batch."""
+"""Recalibrated thresholds against Brevitas' own net in float64, whose sums are moved before its batch norms."""
 
 import copy
+import json
 
 import pytest
 import torch
@@ -13,7 +14,8 @@ import sweep
 import train_smaller
 from common import UserError
 from datasets import read_images
-from engine import EvalBatches, batches, calibration_images, checkpoints, faulty_net, measure
+from engine import EvalBatches, batches, calibration_images, calibration_of, checkpoints, faulty_net, measure
+from engine.evaluation import recalibrated_net
 from faults import NO_FAULT, Cells, Fault, can_recalibrate, fault_of_cells, recalibrated
 from models.folded import Folded
 
@@ -23,28 +25,44 @@ MAPS = fault_of_cells(Cells("activations"), "inverted", 0.1)
 WEIGHTS = fault_of_cells(Cells("weights", ("conv2", "fc1")), "stuck_at_1", 0.3)
 
 
-def predictions_on(images, fault, net, seed):
-    """What Brevitas' net predicts under a fault if each batch norm takes the mean and variance of these images."""
-    net = copy.deepcopy(net)
-    net.linear_features[-1] = nn.Identity()  # keeps the order of the logits
-    with faulty_net(fault, net, net, seed), torch.no_grad():
-        return net.double().train()(images.double()).argmax(1)
+def sums_on(images, fault, net, seed):
+    """The last sums of Brevitas' net, float64, if the sums before each batch norm are moved to where they were intact.
+
+    Moved to the mean and standard deviation that they have on these images without the fault.
+    """
+    net = copy.deepcopy(net).double()
+    norms = [module for module in net.modules() if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d))]
+    intact = {}
+
+    def remember(norm, inputs):
+        intact[norm] = torch.std_mean(inputs[0], [0, *range(2, inputs[0].dim())], correction=0, keepdim=True)
+
+    def move(norm, inputs):
+        deviation, mean = torch.std_mean(inputs[0], [0, *range(2, inputs[0].dim())], correction=0, keepdim=True)
+        return (inputs[0] - mean) / deviation * intact[norm][0] + intact[norm][1]
+
+    for hook in (remember, move):
+        hooks = [norm.register_forward_pre_hook(hook) for norm in norms]
+        with faulty_net(NO_FAULT if hook is remember else fault, net, net, seed), torch.no_grad():
+            found = net(images.double())
+        for each in hooks:
+            each.remove()
+    return found
 
 
 @pytest.mark.parametrize("fault", [NO_FAULT, FLIPS, NOISE, MAPS, WEIGHTS], ids=str)
 @pytest.mark.parametrize("int8", [True, False])
 @pytest.mark.parametrize("wsconv,pad", [(False, 0), (True, -1)])
-def test_against_batch_statistics_of_brevitas(wsconv, pad, int8, fault):
+def test_against_moved_sums_of_brevitas(wsconv, pad, int8, fault):
     net, _ = hard_case(SMALL, wsconv, pad)
     for norm in net.norms()[:-1]:
         norm.bias.data.normal_()  # no sum lies exactly on a threshold, where Brevitas' own rounding would decide
-    images, labels = images_of(SMALL, 12), torch.zeros(12, dtype=torch.int64)
-    expected = predictions_on(images, fault, net, seed=5)
+    net.linear_features[-1] = nn.Identity()
+    images = images_of(SMALL, 12)
+    expected = sums_on(images, fault, net, seed=5)
     tester, fault = Folded(net, int8), fault._replace(repair="recalibrated")
-    test_set = EvalBatches((images * 255).round().to(torch.uint8), labels, torch.device("cpu"))
-    measured = measure(fault, net, tester, test_set, 5, calibration=images)
-    assert torch.equal(measured.predicted, expected)
-    assert len(expected.unique()) > 1
+    with recalibrated_net(fault, net, tester, 5, calibration_of(tester, images)), faulty_net(fault, net, tester, 5):
+        assert torch.equal(tester(images).double(), expected)
 
 
 @pytest.mark.parametrize("int8", [True, False])
@@ -53,18 +71,42 @@ def test_a_measurement_leaves_the_net_as_it_was(int8):
     tester = Folded(net, int8)
     before, thresholds = tester(images), tester.thresholds()
     test_set = EvalBatches(torch.zeros(3, 3, 16, 16, dtype=torch.uint8), torch.zeros(3).long(), torch.device("cpu"))
-    measure(recalibrated(FLIPS), net, tester, test_set, 0, calibration=images_of(SMALL, 7))
+    measured = measure(recalibrated(FLIPS), net, tester, test_set, 0, calibration=calibration_of(tester, images))
+    assert measured.flipped > 0.09
     assert torch.equal(tester(images), before)
     assert all(map(torch.equal, tester.thresholds(), thresholds))
-    assert tester.recalibrated(images_of(SMALL, 7)) is not None and torch.equal(tester(images), before)
+
+
+@pytest.mark.parametrize("int8", [True, False])
+def test_without_a_fault_the_thresholds_stay(int8):
+    """Also where the calibration images make a channel constant, and where a gain is zero."""
+    net, _ = hard_case(SMALL)
+    for norm in net.norms()[:-1]:
+        norm.bias.data.normal_()
+    tester = Folded(net, int8)
+    before = tester.thresholds()
+    for images in (images_of(SMALL, 7), torch.zeros(2, 3, 16, 16)):
+        tester.statistics(images, recalibrate_from=tester.statistics(images))
+        assert all(map(torch.equal, tester.thresholds(), before))
+
+
+def test_a_constant_channel_is_shifted():
+    net, _ = hard_case(SMALL)
+    tester = Folded(net)
+    layer = tester.layers[0]
+    gains = net.norms()[0].weight != 0
+    exact = layer.exact_threshold()
+    zero = torch.zeros_like(exact)
+    layer.recalibrate(torch.stack([zero, zero]), torch.stack([zero + 5, zero + 1]))
+    assert torch.equal(layer.threshold[gains], (exact + 5).ceil().float()[gains])
 
 
 def test_chunks_do_not_matter():
     net, _ = hard_case(SMALL)
     tester, images = Folded(net), images_of(SMALL, 9)
-    together = tester.recalibrated(images)
+    together = tester.statistics(images)
     tester.chunk = 2
-    assert all(map(torch.equal, tester.recalibrated(images), together))
+    assert all(map(torch.equal, tester.statistics(images), together))
 
 
 def test_what_can_be_recalibrated():
@@ -105,7 +147,7 @@ def test_a_sweep_has_rows_with_and_without(ready, call):  # noqa: F811
     _, net, _ = checkpoints.load_net(checkpoints.path_of("cifar10_smaller", 11111))
     images, labels = read_images("cifar10", ".", False)
     test_set = EvalBatches(images, labels, torch.device("cpu"))
-    calibration = calibration_images("cifar10", ".")
+    calibration = calibration_of(Folded(net, int8=False), calibration_images("cifar10", "."))
     for row, fault in zip(mended, [FLIPS, FLIPS, MAPS, MAPS]):
         seed = 11111 + int(row["run"])
         measured = measure(recalibrated(fault), net, Folded(net, int8=False), test_set, seed, calibration=calibration)
@@ -125,9 +167,12 @@ def test_one_evaluation(tmp_path, succeed, run_script, monkeypatch):
     write_cifar10(tmp_path)
     save_checkpoint(trained_net("cifar10"), "cifar10_smaller", "cifar10", False)
     words = ("--data", ".", "--memory", "weights", "--ber", "0.1")
-    plain, mended = succeed(*words), succeed(*words, "--recalibrate")
-    assert plain[0].endswith(": flips 0.1") and mended[0].endswith(": flips 0.1; recalibrated")
-    assert plain[-1] != mended[-1]
+    results = []
+    for more in ((), ("--recalibrate",)):
+        succeed(*words, *more, "--result", "result.json")
+        results.append(json.loads((tmp_path / "result.json").read_text()))
+    assert [result["setting"] for result in results] == ["flips 0.1", "flips 0.1; recalibrated"]
+    assert results[0]["loss"] != results[1]["loss"]
     assert "sigma_val 0.3" in succeed("--data", ".", "--noise", "0.3", "--recalibrate")[1]
     for words, complaint in (
         (("--memory", "weights", "--ber", "0.1", "--no-fold"), "--recalibrate sets thresholds, and --no-fold"),
