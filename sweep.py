@@ -40,7 +40,7 @@ from datasets import read_images
 from engine import (
     EvalBatches,
     Processes,
-    calibration_images,
+    calibrated_on,
     calibration_of,
     checkpoints,
     measure,
@@ -210,6 +210,8 @@ def fill_defaults(args):
     `--repair X` alone is every bit repaired by X; `--bits B` alone is that bit unrepaired and by every repair. With
     --memory, --repair is for the image memory.
     """
+    if args.recalibrate and not args.fold:
+        raise UserError("--recalibrate sets thresholds, and --no-fold evaluates batch norms: leave one of them out")
     if args.critical and not args.memory:
         args.memory, args.layers = ["weights"], args.layers or ["each"]
     of_cells = ("ber", "reading", "p01", "p10", "cells", "planes", "layers", "lines", "array", "protection")
@@ -266,7 +268,10 @@ def wanted_faults(args, layers=((),)):
     for memory in args.memory:
         faults += faults_of_memory(memory, args, layers if memory != "image" else [()])
     if args.recalibrate:
-        faults += [recalibrated(fault) for fault in faults if can_recalibrate(fault)]
+        mended = [recalibrated(fault) for fault in faults if can_recalibrate(fault)]
+        if not mended:
+            raise UserError("--recalibrate is for persistent faults of weights or activations: name --flip, or others")
+        faults += mended
     return list(dict.fromkeys(fault for fault in faults if fault.level != 0))
 
 
@@ -381,7 +386,7 @@ class TestSet:
         if fault.cells and fault.memory == "image":
             return self.code_of(made_by_cells, fault.repair, fault.protection, fault.known)
         if fault.repair == RECALIBRATED:
-            code = self.code_of(code_digest, applied_by(fault), calibration_images, *RECALIBRATION)
+            code = self.code_of(code_digest, applied_by(fault), calibrated_on, *RECALIBRATION)
             return digest(code.encode(), training_digest(*self.where).encode())
         if fault.memory == "image":
             learns = fault.repair and REPAIRS[fault.repair].learn
@@ -545,7 +550,8 @@ class Session:
 
     def _calibration(self):
         """What thresholds are recalibrated with."""
-        images = calibration_images(*self.test_set.where)
+        dataset, data, workers = self.test_set.where
+        images = calibrated_on(read_images(dataset, data, True, workers)[0])
         return calibration_of(self.tester, images.to(next(self.net.parameters()).device))
 
     def predicted(self, fault):

@@ -44,7 +44,7 @@ from engine import (
     TrainBatches,
     Training,
     bf16_is_fast,
-    calibration_images,
+    calibrated_on,
     calibration_of,
     check_export_packages,
     checkpoints,
@@ -749,6 +749,8 @@ def test(args, processes):
     fault = evaluated_fault(args, net)
     if args.recalibrate and not args.fold:
         raise UserError("--recalibrate sets thresholds, and --no-fold evaluates batch norms: leave one of them out")
+    if args.recalibrate and args.noise and fault != NO_FAULT:
+        raise UserError("--recalibrate goes with one fault: leave --noise or the fault of the images out")
     if args.recalibrate and not args.noise:
         fault = recalibrated(fault)
     holdout = HOLDOUT if args.holdout is None else args.holdout
@@ -761,9 +763,9 @@ def test(args, processes):
     with processes.first_alone():
         learned = state_of(fault, name, args.data, args.workers)
         images, labels = read_images(name, args.data, bool(holdout), args.workers)
-        calibration = calibration_images(name, args.data, args.workers) if args.recalibrate else None
+        training = read_images(name, args.data, True, args.workers)[0] if args.recalibrate else None
         if holdout:
-            _, (images, labels) = hold_out(images, labels, holdout)
+            (training, _), (images, labels) = hold_out(images, labels, holdout)
     checkpoints.check_fits(path, net, images, labels)
     faulty = with_fault(images, fault, args.seed, learned)
     batches = EvalBatches(processes.share(faulty), processes.share(labels), processes.device)
@@ -774,10 +776,10 @@ def test(args, processes):
         which = f"{words[net.wsconv]} weight standardisation (trained {words[trained['wsconv']]}), {which}"
     processes.print(f"{path} (epoch {state['epoch']}), {DATASETS[name].title}, {which}: {fault}")
 
-    scores, flips = trials(args, processes, net, batches, fault, calibration)
-    setting = str(fault)
+    scores, flips = trials(args, processes, net, batches, fault, training)
+    setting, recalibration = str(fault), ", recalibrated" if args.recalibrate else ""
     if args.noise:
-        setting += f", noise sigma_val {args.noise:g}{'; recalibrated' if args.recalibrate else ''}"
+        setting += f", noise sigma_val {args.noise:g}{recalibration}"
     result = {
         "checkpoint": str(path),
         "epoch": state["epoch"],
@@ -792,7 +794,8 @@ def test(args, processes):
     }
     if args.noise:
         processes.print(
-            f"weight noise, sigma_val {args.noise:g} (standard deviation {args.noise**2:g}): {NOISE_RUNS} runs, "
+            f"weight noise, sigma_val {args.noise:g} (standard deviation {args.noise**2:g}){recalibration}: "
+            f"{NOISE_RUNS} runs, "
             f"standard deviation {statistics.stdev(score.top1 for score in scores):.3f}, "
             f"{100 * result['signs_flipped']:.2f} % of weight signs flipped"
         )
@@ -802,14 +805,17 @@ def test(args, processes):
         write_text(as_path(args.result), json.dumps(result, indent=1) + "\n")
 
 
-def trials(args, processes, net, batches, fault, calibration):
-    """(Scores, shares of flipped weight signs) of the evaluations: one, or under weight noise NOISE_RUNS."""
-    tester = Folded(net) if args.fold else net
+def trials(args, processes, net, batches, fault, training):
+    """(Scores, shares of flipped weight signs) of the evaluations: one, or under weight noise NOISE_RUNS.
+
+    training: the training images, uint8, for --recalibrate.
+    """
+    tester, calibration = Folded(net) if args.fold else net, None
     if args.noise:
         fault = Fault("noise", level=args.noise)
         fault = recalibrated(fault) if args.recalibrate else fault
     if args.recalibrate:
-        calibration = calibration_of(tester, calibration.to(processes.device))
+        calibration = calibration_of(tester, calibrated_on(training).to(processes.device))
     scores, flips = [], []
     for trial in range(NOISE_RUNS if args.noise else 1):
         bar = processes.bar(batches, f"run {trial + 1}" if args.noise else "testing", len(batches))

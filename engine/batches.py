@@ -33,12 +33,12 @@ def state_of(fault, dataset, root, workers=1):
     return learned_state(fault.repair, fault.bit, dataset, found, lambda: read_images(dataset, root, True, workers)[0])
 
 
-def calibration_images(dataset, root, workers=1):
-    """The images on which thresholds are recalibrated: float32 N×3×H×W in [0, 1].
+def calibrated_on(images):
+    """Of clean training images (uint8 N×3×H×W) those on which thresholds are recalibrated: float32 in [0, 1].
 
-    CALIBRATION of the clean training images of the data set, or all if there are fewer, evenly spaced, without labels.
+    CALIBRATION of them, or all if there are fewer, evenly spaced.
     """
-    return scale(spaced(read_images(dataset, root, True, workers)[0], CALIBRATION))
+    return scale(spaced(images, CALIBRATION))
 
 
 @functools.cache

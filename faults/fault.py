@@ -125,7 +125,7 @@ def can_recalibrate(fault):
 
 
 def recalibrated(fault):
-    """The same fault with thresholds set anew on the faulty hardware (Folded.recalibrated).
+    """The same fault with thresholds set anew on the faulty hardware (models/folded.py).
 
     UserError if that cannot make up for it, see can_recalibrate.
     """

@@ -78,7 +78,7 @@ class Folded(nn.Module):
 
     @torch.inference_mode()
     def statistics(self, images, recalibrate_from=None):
-        """The mean and standard deviation of each channel's sums: a list of float64 2×channels, one for each layer.
+        """The mean and standard deviation of each channel's sums: a list of float64 2×channels, of the hidden layers.
 
         images: float32 N×3×H×W in [0, 1]. recalibrate_from: None; or what this gave for the intact net, and then each
         layer's threshold is set anew before the next layer is computed, see _Layer.recalibrate.
@@ -175,7 +175,7 @@ class _Layer:
         """The mean and standard deviation of each channel's sums over parts of inputs: float64 2×channels."""
         count = total = squares = 0
         for part in parts:
-            sums = self.sums(part).double().transpose(0, 1).flatten(1)  # C×sums, whole numbers: their sums are exact
+            sums = self.sums(part).round().double().transpose(0, 1).flatten(1)  # C×sums, whole: added up exactly
             count, total, squares = count + sums.shape[1], total + sums.sum(1), squares + sums.square().sum(1)
         mean = total / count
         return torch.stack([mean, (squares / count - mean**2).clamp(min=0).sqrt()])
@@ -190,7 +190,8 @@ class _Layer:
         scale = torch.where(constant, 1.0, faulty_deviation / deviation)
         threshold = faulty_mean + (self.exact_threshold() - mean) * scale
         threshold = threshold.ceil().clamp(-self.bound, self.bound + 1).float()
-        self.compare_with(torch.where(self.norm.weight == 0, self.threshold, threshold))
+        stays = (self.norm.weight == 0) | ((mean == faulty_mean) & (deviation == faulty_deviation))
+        self.compare_with(torch.where(stays, self.threshold, threshold))
 
     def exact_threshold(self):
         """The sum at which each channel's batch norm is 0, no whole number: float64."""
@@ -311,7 +312,7 @@ class _Int8Layer(_Layer):
         return x.float() - self.inputs
 
 
-# all that decides how thresholds are recalibrated
+# what computes recalibrated thresholds, for digests of code
 RECALIBRATION = (Folded.statistics, _Layer.statistics, _Layer.recalibrate, _Layer.exact_threshold)
 
 

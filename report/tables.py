@@ -27,6 +27,8 @@ def label(fault):
     """Label of a fault's row in a table, or line in a plot."""
     if fault.repair is None:
         return LABELS[fault.kind]
+    if fault.kind in NOISE_KINDS:
+        return f"{LABELS[fault.kind]}, {fault.repair}"
     if fault.source is None:
         return fault.repair
     return f"repaired by {f'MSB ({MSB})' if fault.source == MSB else f'bit {fault.source}'}"
@@ -36,8 +38,7 @@ def cells_label(fault):
     """The same for a fault of cells, without its memory."""
     cells = fault.cells
     if cells is None:
-        words = "inverted, persistent" if fault.kind == "flips" else label(fault)
-        return f"{words}, {RECALIBRATED}" if fault.repair == RECALIBRATED else words
+        return "inverted, persistent" if fault.kind == "flips" else label(fault)
     reading = f"asymmetric {fault.p01:g}/{fault.p10:g}" if fault.kind == "asymmetric" else fault.kind
     parts = [reading.replace("_", "-"), "persistent" if cells.persistent else "transient"]
     if cells.layers:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,12 +15,15 @@ import sweep
 import train_smaller
 from common import UserError
 from datasets import read_images
-from engine import EvalBatches, batches, calibration_images, calibration_of, checkpoints, faulty_net, measure
+from engine import EvalBatches, batches, calibrated_on, calibration_of, checkpoints, faulty_net, measure
 from engine.evaluation import recalibrated_net
 from faults import NO_FAULT, Cells, Fault, can_recalibrate, fault_of_cells, recalibrated
 from models.folded import Folded
+from report.tables import layout
 
 FLIPS = Fault("flips", level=0.1)
+RELATIVE = "relative to each layer's RMS weight"
+NOISY = ("--data", ".", "--noise", "0.3")
 NOISE = Fault("noise", level=0.3)
 MAPS = fault_of_cells(Cells("activations"), "inverted", 0.1)
 WEIGHTS = fault_of_cells(Cells("weights", ("conv2", "fc1")), "stuck_at_1", 0.3)
@@ -125,11 +129,10 @@ def test_what_can_be_recalibrated():
             recalibrated(fault)
 
 
-def test_images_are_spaced_training_images(monkeypatch, tmp_path):
-    write_cifar10(tmp_path)
+def test_images_are_spaced(monkeypatch):
     monkeypatch.setattr(batches, "CALIBRATION", 10)
-    images = read_images("cifar10", ".", True)[0]
-    assert torch.equal(calibration_images("cifar10", "."), images[::3][:10] / 255)
+    images = torch.arange(35, dtype=torch.uint8).view(35, 1, 1, 1)
+    assert torch.equal(calibrated_on(images), images[::3][:10] / 255)
 
 
 def test_a_sweep_has_rows_with_and_without(ready, call):  # noqa: F811
@@ -147,7 +150,7 @@ def test_a_sweep_has_rows_with_and_without(ready, call):  # noqa: F811
     _, net, _ = checkpoints.load_net(checkpoints.path_of("cifar10_smaller", 11111))
     images, labels = read_images("cifar10", ".", False)
     test_set = EvalBatches(images, labels, torch.device("cpu"))
-    calibration = calibration_of(Folded(net, int8=False), calibration_images("cifar10", "."))
+    calibration = calibration_of(Folded(net, int8=False), calibrated_on(read_images("cifar10", ".", True)[0]))
     for row, fault in zip(mended, [FLIPS, FLIPS, MAPS, MAPS]):
         seed = 11111 + int(row["run"])
         measured = measure(recalibrated(fault), net, Folded(net, int8=False), test_set, seed, calibration=calibration)
@@ -162,6 +165,23 @@ def test_a_sweep_has_rows_with_and_without(ready, call):  # noqa: F811
     assert csv_rows() == rows
 
 
+def test_what_a_sweep_refuses(ready, call):  # noqa: F811
+    for words, complaint in (
+        (("--flip", "0.1", "--no-fold"), "--recalibrate sets thresholds, and --no-fold"),
+        (("--bits", "7"), "--recalibrate is for persistent faults"),
+        (("--memory", "activations", "--cells", "transient"), "--recalibrate is for persistent faults"),
+    ):
+        status, _, err = call("--data", ".", "--recalibrate", *words)
+        assert status == 1 and complaint in err and err.count("\n") == 1
+
+
+def test_tables_keep_both_kinds_of_noise_apart():
+    faults = [Fault(kind, level=0.2) for kind in ("noise", "noise_relative")]
+    found = dict.fromkeys([NO_FAULT, *faults, *map(recalibrated, faults)], SimpleNamespace(won=None, mcnemar=None))
+    labels = [name for name, field, _ in layout(found)["noise"].rows if field == "mean"]
+    assert labels == ["absolute", RELATIVE, "absolute, recalibrated", f"{RELATIVE}, recalibrated"]
+
+
 def test_one_evaluation(tmp_path, succeed, run_script, monkeypatch):
     monkeypatch.setattr(train_smaller, "NOISE_RUNS", 2)
     write_cifar10(tmp_path)
@@ -173,11 +193,12 @@ def test_one_evaluation(tmp_path, succeed, run_script, monkeypatch):
         results.append(json.loads((tmp_path / "result.json").read_text()))
     assert [result["setting"] for result in results] == ["flips 0.1", "flips 0.1; recalibrated"]
     assert results[0]["loss"] != results[1]["loss"]
-    assert "sigma_val 0.3" in succeed("--data", ".", "--noise", "0.3", "--recalibrate")[1]
+    assert "sigma_val 0.3 (standard deviation 0.09), recalibrated: 2" in succeed(*NOISY, "--recalibrate")[1]
     for words, complaint in (
         (("--memory", "weights", "--ber", "0.1", "--no-fold"), "--recalibrate sets thresholds, and --no-fold"),
         (("--mem_fault", "faulty"), "not for transient ones of the image memory"),
         ((), "not for no fault"),
+        (("--noise", "0.3", "--mem_fault", "faulty"), "--recalibrate goes with one fault"),
         (("--train",), "--recalibrate is for an evaluation"),
     ):
         status, _, err = run_script(train_smaller, "--data", ".", "--recalibrate", *words)
