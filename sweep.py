@@ -268,7 +268,7 @@ def wanted_faults(args, layers=((),)):
     for memory in args.memory:
         faults += faults_of_memory(memory, args, layers if memory != "image" else [()])
     if args.recalibrate:
-        mended = [recalibrated(fault) for fault in faults if can_recalibrate(fault)]
+        mended = [recalibrated(fault) for fault in faults if can_recalibrate(fault) and fault.level]
         if not mended:
             raise UserError("--recalibrate is for persistent faults of weights or activations: name --flip, or others")
         faults += mended

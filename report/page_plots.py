@@ -7,12 +7,12 @@ from itertools import cycle, islice
 from typing import NamedTuple
 
 from datasets import DATASETS
-from faults import KINDS, MSB, NO_FAULT, NOISE_KINDS, RECALIBRATED
+from faults import MSB, NO_FAULT, NOISE_KINDS, RECALIBRATED
 from models import TOPOLOGIES
 from repairs import REPAIRS
 from report.page_words import source_of, value_of, what_of
 from report.rows import order
-from report.tables import added, cells_label, guarded, label, protection_label
+from report.tables import added, cells_label, guarded, label, place, protection_label
 
 # lines differ in colour, mark and dash; the colours have a contrast of 3.7 or more against black and white pages
 COLORS = [
@@ -96,7 +96,7 @@ FRONT_STYLE = {FRONT: {"color": COLORS[5], "mark": "circle", "sign": "─", "das
 
 def _labels(sessions):
     """The labels of all lines that are not nets."""
-    faults = sorted({fault for session in sessions for fault in session.cells}, key=_place)
+    faults = sorted({fault for session in sessions for fault in session.cells}, key=place)
     planes = [label(fault) for fault in faults if fault.bit is not None]
     guards = [protection_label(fault) for fault in faults if fault.cells and fault.memory == "image"]
     return list(dict.fromkeys([*planes, *guards]))
@@ -133,15 +133,9 @@ def _shares(session):
     return sorted(levels, reverse=True)
 
 
-def _place(fault):
-    """Sort key of the lines of a plot: repairs in the order of REPAIRS."""
-    repairs = [None, RECALIBRATED, *REPAIRS]
-    return repairs.index(fault.repair), KINDS.index(fault.kind), -(fault.source or 0)
-
-
 def _by_label(found):
     lines = {}
-    for cell in sorted(found, key=lambda cell: _place(cell.fault)):
+    for cell in sorted(found, key=lambda cell: place(cell.fault)):
         lines.setdefault(label(cell.fault), []).append(cell)
     return lines
 
@@ -349,7 +343,7 @@ def _scatter(session, points, cells, x, named=label):
     points: [(cost, Cell)]. named: function Fault -> name of its mark.
     """
     lines = []
-    for cost, cell in sorted(points, key=lambda point: _place(point[1].fault)):
+    for cost, cell in sorted(points, key=lambda point: place(point[1].fault)):
         lines.append(
             {"name": named(cell.fault), "x": [cost], "cells": [cells.number(session, cell)], "only": "markers"}
         )

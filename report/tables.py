@@ -117,15 +117,15 @@ def _bit_label(fault):
     return f"bit {fault.bit}"
 
 
-def _place(fault):
-    """Sort key of the rows of a table: repairs in the order of repairs.REPAIRS."""
+def place(fault):
+    """Sort key of the rows of a table and the lines of a plot: repairs in the order of repairs.REPAIRS."""
     repairs = [None, RECALIBRATED, *REPAIRS]
     return repairs.index(fault.repair), KINDS.index(fault.kind), -(fault.source or 0), order(fault)
 
 
 def _table(title, corner, faults, row_label, field, figure="mean"):
     lines = {}
-    for fault in sorted(faults, key=_place):
+    for fault in sorted(faults, key=place):
         lines.setdefault(row_label(fault), {})[getattr(fault, field)] = fault
     values = sorted({getattr(fault, field) for fault in faults}, reverse=field == "bit")
     rows = []
@@ -210,7 +210,7 @@ def matrices(sessions):
     }
     tested["Weight bit errors"] = [fault for fault in faults if fault.kind == "flips"]
     for title, columns in tested.items():
-        columns = [NO_FAULT, *sorted(columns, key=_place)]
+        columns = [NO_FAULT, *sorted(columns, key=place)]
         if len(columns) > 1:
             headings = [_column(fault) for fault in columns]
             yield f"### {title}: accuracy (%)\n"
@@ -273,7 +273,7 @@ def _protections(summaries):
         yield "|---" + "|--:" * (len(levels) + 1) + "|"
         fronts = [front(faults, summaries, level) for level in levels]
         lines = {}
-        for fault in sorted(faults, key=lambda fault: (added(fault), *map(str, _place(fault)))):
+        for fault in sorted(faults, key=lambda fault: (added(fault), *map(str, place(fault)))):
             lines.setdefault((protection_label(fault), added(fault)), {})[fault.level] = fault
         for (name, memory), found in lines.items():
             texts = [name, f"{memory:.3g}"]
