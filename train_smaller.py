@@ -17,7 +17,7 @@ from argparse import BooleanOptionalAction
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 
 import torch
@@ -54,6 +54,7 @@ from engine import (
     measure,
     pack,
     state_of,
+    take_norms_anew,
     teachers,
     to_score,
     train_pass,
@@ -101,6 +102,7 @@ TEACHER = ""  # file of train_teacher.py whose net teaches this one; empty: no t
 LOSS = "ce"
 MARGIN = 0.0  # required logit margin, in standard deviations of the logits; 0: no such term in the loss
 DECAY = 0.0  # weight decay
+PRECISE_NORMS = 0  # batches on which the norms' statistics are taken anew after the last step; 0: the running ones stay
 
 SAVE_SHARE = 0.05  # of the time may go to saving; so short epochs are not saved one by one
 
@@ -108,7 +110,7 @@ SAVE_SHARE = 0.05  # of the time may go to saving; so short epochs are not saved
 TRAINING_ONLY = (
     *("resume", "recipe", "optimizer", "amsgrad", "lr", "init", "pretrained", "schedule", "cycles", "batch_size"),
     *("epochs", "duplicate", "loss", "padding", "soften", "soften_weights", "norm_momentum", "smoothing", "margin"),
-    *("teacher", "clip", "decay", "train_flip", "train_noise", "bf16"),
+    *("teacher", "clip", "decay", "precise_norms", "train_flip", "train_noise", "bf16"),
 )
 
 # defaults of the options that go with --memory
@@ -242,6 +244,13 @@ def parse():
         type=within(float, 0, 1, open_low=True),
         help="weight of each batch in the running statistics",
     )
+    group.add_argument(
+        "--precise_norms",
+        type=within(int, 0, LARGE),
+        metavar="BATCHES",
+        help="after the last step, take the norms' statistics anew on these, with intact weights and feature maps; "
+        f"default {PRECISE_NORMS}: keep the running ones",
+    )
     group.add_argument("--smoothing", type=within(float, 0, 1), help="label smoothing of the cross-entropy")
     group.add_argument(
         "--margin",
@@ -294,6 +303,7 @@ def settle(args, processes):
         "loss": LOSS,
         "margin": MARGIN,
         "decay": DECAY,
+        "precise_norms": PRECISE_NORMS,
         "holdout": HOLDOUT,
         **recipe_options(recipe, dataset, pretrained),
     }
@@ -524,8 +534,11 @@ def start_cycle(net, training, options, steps_per_pass, say):
         training.optimizer.state.clear()
 
 
-def one_epoch(net, training, batches, test_batches, epoch, fold, processes):
-    """Train for the pass that starts at `epoch`, and test. Returns a row of the log."""
+def one_epoch(net, training, batches, test_batches, epoch, norm_batches, fold, processes):
+    """Train for the pass that starts at `epoch`, and test. Returns a row of the log.
+
+    norm_batches: number of batches, of the pass that would follow, on which the norms are taken anew before the test.
+    """
     start = time.monotonic()
     ends = epoch + batches.duplicate
     bar = processes.bar(batches.epoch(epoch), f"epoch {ends}", len(batches))
@@ -536,6 +549,8 @@ def one_epoch(net, training, batches, test_batches, epoch, fold, processes):
         raise UserError(f"the loss became {loss} in epoch {ends}: training stops, a smaller --lr may help")
     rate = trained.n / (time.monotonic() - start)
 
+    if norm_batches:
+        take_norms_anew(net, islice(batches.epoch(ends), norm_batches))
     processes.same_buffers(net)
     tester = Folded(net) if fold else net
     tested = processes.total(evaluate(tester, processes.bar(test_batches, "testing", len(test_batches))))
@@ -684,7 +699,8 @@ def loop(net, training, batches, test_batches, log, args, processes, keeper):
     epochs, began, passes = options["epochs"], time.monotonic(), 0
     while epoch < epochs:
         start_cycle(net, training, options, len(batches), processes.print)
-        row = one_epoch(net, training, batches, test_batches, epoch, args.fold, processes)
+        norm_batches = options["precise_norms"] if epoch + options["duplicate"] == epochs else 0
+        row = one_epoch(net, training, batches, test_batches, epoch, norm_batches, args.fold, processes)
         log.append(row)
         if processes.rank == 0:
             keeper.keep(net, training, log)

@@ -6,4 +6,4 @@ from engine.evaluation import Measured, Score, calibration_of, evaluate, faulty_
 from engine.finn_export import check_export_packages, export
 from engine.packing import pack
 from engine.processes import Processes
-from engine.training import Training, bf16_is_fast, compiled, train_pass
+from engine.training import Training, bf16_is_fast, compiled, take_norms_anew, train_pass

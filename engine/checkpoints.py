@@ -250,6 +250,7 @@ OLDER_OPTIONS = {
     "soften": 0.0,
     "soften_weights": 0.0,
     "norm_momentum": 0.1,
+    "precise_norms": 0,
     "smoothing": 0.0,
     "clip": math.inf,
     "margin": 0.0,

@@ -62,6 +62,22 @@ def train_pass(training, batches):
     return sums, loss_sum, lr
 
 
+@torch.no_grad()
+def take_norms_anew(net, batches):
+    """Set the running statistics of the norms to their mean over batches; training ends with it.
+
+    The net computes in float32, binary throughout, with intact weights and feature maps.
+    batches: as of TrainBatches.epoch. Source: Wu and Johnson, "Rethinking Batch in BatchNorm" (2021), PreciseBN.
+    """
+    net.train()
+    net.soften(0, 0)
+    net.misreads = None
+    for number, (images, *_) in enumerate(batches, 1):
+        for norm in net.norms():
+            norm.momentum = 1 / number
+        net(images)
+
+
 def bf16_is_fast(device):
     """True if the device has bfloat16 arithmetic, which is then faster than float32."""
     return torch.cuda.is_bf16_supported(False) if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()

@@ -89,4 +89,6 @@ def purpose_of(options):
         words.append(f"padded with {options['pad']}")
     if options["teacher"]:
         words.append("with a teacher")
+    if options["precise_norms"]:
+        words.append("precise norms")
     return "; ".join((["fine-tuned"] if options["pretrained"] else []) + words)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections import OrderedDict
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -231,6 +232,38 @@ def test_a_cycle_starts_from_signs(data, succeed, monkeypatch, wsconv):
     assert len(starts) == 4 and starts[1][1]
     assert same(starts[2], (expected, {}))
     assert ends == pytest.approx([1 - 6 / 14, 1 / 14, 0, 0])  # 7 steps in each pass
+
+
+FAULTS_IN_TRAINING = [
+    ("--train_flip", "0.3"),
+    ("--memory", "activations", "--ber", "0.3"),
+    ("--soften", "1", "--soften_weights", "1"),
+]
+
+
+@pytest.mark.parametrize("options", FAULTS_IN_TRAINING, ids=" ".join)
+def test_precise_norms_against_numpy(data, succeed, options):
+    """They are those of the intact binary net: the first norm's in NumPy, a later one's by Brevitas' layers alone."""
+    succeed(*TRAIN, "--epochs", "2", "--batch-size", "40", *options, "--precise_norms", "2", "--no-bf16")
+    state = torch.load(CHECKPOINT)["net"]
+    net = CNV(TOPOLOGIES["cifar_smaller"], 10)
+    net.load_state_dict(state)
+    images, labels = read_images("cifar10", ".", train=True)
+    batches = TrainBatches(images, labels, 40, 4, [(NO_FAULT, None)], 11111, torch.device("cpu"))
+    first, later = [], []
+    net.train().linear_features[4].register_forward_pre_hook(lambda _, inputs: later.append(inputs[0].double().numpy()))
+    weight = torch.where(net.conv_features[1].weight < 0, -1.0, 1.0).double()
+    with torch.no_grad():
+        for images, *_ in islice(batches.epoch(2), 2):
+            x = ((2 * images.double() - 1) * 128).round().clamp(-128, 127) / 128
+            first.append(torch.nn.functional.conv2d(x, weight, padding=1).transpose(0, 1).flatten(1).numpy())
+            net(images)
+    later = [values.reshape(1, -1) for values in later]
+    for name, values in (("conv_features.2", first), ("linear_features.4", later)):
+        mean = np.mean([each.mean(1) for each in values], 0)
+        var = np.mean([each.var(1, ddof=1) for each in values], 0)
+        np.testing.assert_allclose(state[f"{name}.running_mean"], mean, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(state[f"{name}.running_var"], var, rtol=1e-4)
 
 
 def test_running_statistics_after_one_step(data, succeed):
