@@ -60,6 +60,7 @@ from faults import (
     applied_by,
     as_planes,
     can_recalibrate,
+    check_folded,
     check_layers,
     fault_of_cells,
     first_faulty,
@@ -210,8 +211,7 @@ def fill_defaults(args):
     `--repair X` alone is every bit repaired by X; `--bits B` alone is that bit unrepaired and by every repair. With
     --memory, --repair is for the image memory.
     """
-    if args.recalibrate and not args.fold:
-        raise UserError("--recalibrate sets thresholds, and --no-fold evaluates batch norms: leave one of them out")
+    check_folded(args)
     if args.critical and not args.memory:
         args.memory, args.layers = ["weights"], args.layers or ["each"]
     of_cells = ("ber", "reading", "p01", "p10", "cells", "planes", "layers", "lines", "array", "protection")

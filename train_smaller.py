@@ -67,6 +67,7 @@ from faults import (
     TrainingFaults,
     TrainingMaps,
     add_cell_options,
+    check_folded,
     check_layers,
     fault_of_options,
     recalibrated,
@@ -763,8 +764,7 @@ def test(args, processes):
                 f"weight noise needs latent weights, and {path} holds signs only: train it with --train"
             )
     fault = evaluated_fault(args, net)
-    if args.recalibrate and not args.fold:
-        raise UserError("--recalibrate sets thresholds, and --no-fold evaluates batch norms: leave one of them out")
+    check_folded(args)
     if args.recalibrate and args.noise and fault != NO_FAULT:
         raise UserError("--recalibrate goes with one fault: leave --noise or the fault of the images out")
     if args.recalibrate and not args.noise:

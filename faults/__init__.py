@@ -36,7 +36,7 @@ from faults.images import (
     set_bit,
 )
 from faults.layers import check_layers, first_faulty, memory_size
-from faults.options import add_cell_options, as_planes, fault_of_options
+from faults.options import add_cell_options, as_planes, check_folded, fault_of_options
 from faults.thresholds import misread_thresholds
 from faults.weights import (
     TrainingFaults,

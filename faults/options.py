@@ -25,6 +25,12 @@ def add_cell_options(group, ber, reading, several=False):
     group.add_argument("--array", type=as_array, help="its size in cells, such as 512x64: rows and columns")
 
 
+def check_folded(args):
+    """UserError if --recalibrate is given beside --no-fold."""
+    if args.recalibrate and not args.fold:
+        raise UserError("--recalibrate sets thresholds, and --no-fold evaluates batch norms: leave one of them out")
+
+
 def as_planes(text):
     """An argparse type: planes of Cells, such as 7 or 7+6@0.1."""
     try:
