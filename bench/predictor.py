@@ -9,6 +9,7 @@ net of a session is tested. Times are processor time.
 
 import time
 from pathlib import Path
+from unittest import mock
 
 import torch
 
@@ -30,13 +31,13 @@ FIELDS = ("width", "layers", "view", "weights", "fit_seconds", "images_per_s", "
 
 def measured(width, dilations, training, images, labels, net, bit):
     """The figures of one size, in the order of FIELDS. view: pixels across; bits: mended, %."""
-    predictor.WIDTH, predictor.DILATIONS = width, dilations
-    began = time.process_time()
-    state = predictor.learn_predictor(training, bit)
-    fitted = time.process_time()
-    mended = repaired(fault_of("learned", bit, -1), images, state)
-    ended = time.process_time()
-    mean = repaired(fault_of("learned_mean", bit, -1), images, state)
+    with mock.patch.multiple(predictor, WIDTH=width, DILATIONS=dilations):
+        began = time.process_time()
+        state = predictor.learn_predictor(training, bit)
+        fitted = time.process_time()
+        mended = repaired(fault_of("learned", bit, -1), images, state)
+        ended = time.process_time()
+        mean = repaired(fault_of("learned_mean", bit, -1), images, state)
     right = (get_bit(mended, bit) == get_bit(images, bit)).double().mean().item()
     sizes = width, 2 + len(dilations), 2 * (2 + sum(dilations)) + 1, sum(each.numel() for each in state.values())
     accuracies = (accuracy(net, each, labels) for each in (mended, mean))

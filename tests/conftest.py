@@ -12,6 +12,12 @@ import train_smaller
 from engine import training_digest
 
 ROOT = Path(__file__).resolve().parent.parent
+LONGEST = ("test_run_sh.py", "test_train.py", "test_sweep.py")
+
+
+def pytest_collection_modifyitems(items):
+    """The longest tests come first, so that at the end no core waits for one that runs on another."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.fixture(autouse=True)
