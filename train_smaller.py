@@ -15,10 +15,8 @@ import statistics
 import time
 from argparse import BooleanOptionalAction
 from contextlib import nullcontext
-from dataclasses import dataclass
 from datetime import timedelta
 from itertools import count, islice
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -31,7 +29,6 @@ from common import (
     bit_or_any,
     check_writable,
     digest,
-    keep_old,
     locked,
     run,
     within,
@@ -52,7 +49,7 @@ from engine import (
     evaluate,
     export,
     measure,
-    pack,
+    resuming,
     state_of,
     take_norms_anew,
     teachers,
@@ -104,8 +101,6 @@ LOSS = "ce"
 MARGIN = 0.0  # required logit margin, in standard deviations of the logits; 0: no such term in the loss
 DECAY = 0.0  # weight decay
 PRECISE_NORMS = 0  # batches on which the norms' statistics are taken anew after the last step; 0: the running ones stay
-
-SAVE_SHARE = 0.05  # of the time may go to saving; so short epochs are not saved one by one
 
 # options that an evaluation does not use
 TRAINING_ONLY = (
@@ -411,40 +406,6 @@ def make_batches(args, options, processes):
     return batches, EvalBatches(processes.share(test_images), processes.share(test_labels), device), clean, found
 
 
-def saved_state(sess, seed):
-    """(path, dict) of the checkpoint to resume: the trained one, or else the packed net of the last finished cycle."""
-    path, packed = checkpoints.path_of(sess, seed), checkpoints.packed_path_of(sess, seed)
-    if path.is_file() or not packed.is_file():
-        return path, checkpoints.read_state(path)
-    state = checkpoints.read_state(packed)
-    options = state.get("options", {})
-    if "threads" not in state or state["epoch"] % (options["epochs"] // options["cycles"]):
-        raise UserError(
-            f"{path} is missing, and {packed} is not from the end of a cycle: "
-            "--pretrained starts a new training from it"
-        )
-    return packed, state
-
-
-def check_same(path, saved, made_of, say):
-    """UserError if a training would continue with other images or another teacher.
-
-    Says so if another thread count changes the numbers.
-    """
-    for key, what, hint in (
-        ("images", "on other images", "--data names their folder"),
-        ("teacher", "with another teacher", "restore its file"),
-    ):
-        if saved.get(key, made_of[key]) != made_of[key]:
-            raise UserError(f"{path} was trained {what} ({saved[key]}, here {made_of[key]}): {hint}")
-    threads = torch.get_num_threads()
-    if saved.get("threads", threads) != threads:
-        say(
-            f"warning: {path} was trained with {saved['threads']} threads, now {threads}: "
-            f"the numbers differ in their last bits (OMP_NUM_THREADS={saved['threads']} keeps them)"
-        )
-
-
 def make_net(path, options, saved):
     """The net at the start of training: random, with the signs of --pretrained, or as saved."""
     torch.manual_seed(options["seed"])
@@ -569,66 +530,6 @@ def one_epoch(net, training, batches, test_batches, epoch, norm_batches, fold, p
     }
 
 
-@dataclass
-class Keeper:
-    """Saves a training: at the end of each cycle, and after each pass, unless saving would then take too much time.
-
-    After each cycle, where there are several, it also writes the packed net.
-    """
-
-    path: Path
-    options: dict
-    made_of: dict  # digests of the training images and of the teacher's file
-    clean: EvalBatches  # all test or held-out images, without a fault
-    epoch: int  # the last that is saved
-    new: bool  # nothing saved yet: the first saving renames the files of an earlier training to .old
-    due: float = 0.0  # time.monotonic() before which a pass is not saved
-
-    def keep(self, net, training, log):
-        epoch, cycles = log[-1]["epoch"], self.options["cycles"]
-        cycle_ends = epoch % (self.options["epochs"] // cycles) == 0
-        if not cycle_ends and time.monotonic() < self.due:
-            return
-        if self.new:
-            checkpoints.keep_olds(self.path)
-            self.new = False
-        began = time.monotonic()
-        checkpoints.save(self.path, self.state(net, training, log))
-        self.epoch, ended = epoch, time.monotonic()
-        self.due = ended + (ended - began) / SAVE_SHARE
-        if cycle_ends and cycles > 1:
-            self.pack(epoch * cycles // self.options["epochs"])
-
-    def pack(self, cycle):
-        """Write the packed net of a cycle that has ended, counted from 1."""
-        if cycle == 1:
-            packed = checkpoints.packed_path(self.path)
-            keep_old(packed)
-            keep_old(packed.with_suffix(".txt"))
-        which = "held-out" if self.options["holdout"] else "test"
-        about = f"after cycle {cycle} of {self.options['cycles']}"
-        with torch.random.fork_rng(devices=[]):  # loading a net draws random numbers
-            pack(self.path, checkpoints.load_net(self.path), self.clean, which, about)
-
-    def state(self, net, training, log):
-        """The dict to save: all that bit-exact resuming needs."""
-        net_state = net.state_dict()
-        checkpoints.check_finite(f"after epoch {log[-1]['epoch']}", net_state)
-        on_gpu = next(net.parameters()).device.type == "cuda"
-        return {
-            "net": net_state,
-            "acc": log[-1]["test_top1"],
-            "epoch": log[-1]["epoch"],
-            "rng_state": torch.get_rng_state(),
-            "cuda_rng_state": torch.cuda.get_rng_state() if on_gpu else None,
-            "options": self.options,
-            "optimizer": training.optimizer.state_dict(),
-            "log": log,
-            **self.made_of,
-            "threads": torch.get_num_threads(),
-        }
-
-
 def warn_if_seen(options, say):
     """Says so if the net that training starts from, or the teacher, was trained on images that are now held out."""
     holdout = options["holdout"]
@@ -654,7 +555,7 @@ def train_locked(path, args, processes):
     """Train, while the checkpoint is locked against other processes."""
     saved = None
     if args.resume:
-        source, saved = saved_state(args.sess, args.seed)
+        source, saved = resuming.saved_state(args.sess, args.seed)
         options = resumed_options(source, saved.get("options"), args, processes.number)
     else:
         options = settle(args, processes.number)
@@ -668,7 +569,7 @@ def train_locked(path, args, processes):
     teacher, found = teachers.load(as_path(options["teacher"])) if options["teacher"] else (None, "")
     made_of = {"images": images, "teacher": found}
     if saved:
-        check_same(source, saved, made_of, processes.print)
+        resuming.check_same(source, saved, made_of, processes.print)
     elif options["holdout"]:
         warn_if_seen(options, processes.print)
     net = make_net(path, options, saved).to(device, memory_format=memory_format(args))
@@ -685,13 +586,13 @@ def train_locked(path, args, processes):
     )
     if not saved:
         processes.print(table(costs(net.topology, net.classes)))
-    keeper = Keeper(path=path, options=options, made_of=made_of, clean=clean, epoch=epoch, new=not saved)
+    keeper = resuming.Keeper(path=path, options=options, made_of=made_of, clean=clean, epoch=epoch, new=not saved)
     try:
         loop(net, training, batches, test_batches, log, args, processes, keeper)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(kept(path, keeper.epoch, ", --resume goes on from there")) from None
+        raise KeyboardInterrupt(keeper.held(", --resume goes on from there")) from None
     except UserError as error:
-        raise UserError(f"{error}; {kept(path, keeper.epoch)}") from None
+        raise UserError(f"{error}; {keeper.held()}") from None
 
 
 def loop(net, training, batches, test_batches, log, args, processes, keeper):
@@ -742,11 +643,6 @@ def evaluated_fault(args, net):
     if fault.cells:
         check_layers(fault, net)
     return fault
-
-
-def kept(path, epoch, more=""):
-    """Text that says what an interrupted training has saved."""
-    return f"{path} holds epoch {epoch}{more}" if epoch else "no epoch was finished"
 
 
 def test(args, processes):

@@ -1,6 +1,6 @@
 """Everything that runs a net: batches, training steps, the evaluation, checkpoint files, export, processes."""
 
-from engine import checkpoints, teachers
+from engine import checkpoints, resuming, teachers
 from engine.batches import EvalBatches, TrainBatches, calibrated_on, scale, state_of, training_digest
 from engine.evaluation import Measured, Score, calibration_of, evaluate, faulty_net, measure, predict, score, to_score
 from engine.finn_export import check_export_packages, export
