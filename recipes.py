@@ -80,7 +80,7 @@ RECIPES = {
     "reference": {"cifar10": REFERENCE, "tiny_imagenet": REFERENCE_TINY_IMAGENET, "demo": REFERENCE_DEMO},
 }
 # these values replace those of a block in a training that starts from another net (--pretrained)
-PRETRAINED = {"modern": {"lr": 0.001, "cycles": 1, "soften": 0.0, "soften_weights": 0.0}, "reference": {}}
+FINE_TUNING = {"modern": {"lr": 0.001, "cycles": 1, "soften": 0.0, "soften_weights": 0.0}, "reference": {}}
 
 # the same in all recipes
 BETAS = (0.9, 0.999)  # of Adam
@@ -97,7 +97,7 @@ def recipe_options(name, dataset, pretrained):
     """The options of a recipe for a data set, as a dict."""
     blocks = RECIPES[name]
     first = next(iter(blocks.values()))
-    return asdict(blocks.get(dataset, first)) | (PRETRAINED[name] if pretrained else {})
+    return asdict(blocks.get(dataset, first)) | (FINE_TUNING[name] if pretrained else {})
 
 
 def steps_of_cycle(steps_per_pass, options):
@@ -105,7 +105,7 @@ def steps_of_cycle(steps_per_pass, options):
     return options["epochs"] // options["duplicate"] // options["cycles"] * steps_per_pass
 
 
-def learning_rate(step, steps_per_pass, options):
+def rate_factor(step, steps_per_pass, options):
     """Factor on the learning rate at a step, counted from 0 over the whole training."""
     if options["schedule"] == "cosine":
         steps = steps_of_cycle(steps_per_pass, options)

@@ -132,6 +132,7 @@ for word in "$@"; do
     --pad) fail "--pad is for training alone, under a name of its own: .venv/bin/python train_smaller.py --train --pad -1 --sess ${dataset}_smaller_pad; then edit SESS" ;;
     --data) fail "$word: edit DATA at the top of run.sh" ;;
     --export_finn) fail "$word: ./run.sh finn $dataset does that, after the training" ;;
+    --noise) [ "$TRAIN" = 0 ] || fail "--noise is for evaluations: edit NOISE at the top of run.sh, for a row each" ;;
     --result) fail "$word is what run.sh itself reads: .venv/bin/python train_smaller.py --result" ;;
     --holdout) fail "--holdout is for trials of a recipe: .venv/bin/python train_smaller.py --train --holdout" ;;
     --sess | --seed | --wsconv | --no-wsconv) fail "$word names the checkpoint: edit SESS, SEED or WSCONV at the top of run.sh" ;;
@@ -148,8 +149,8 @@ if [ "$TRAIN" = 1 ]; then
     heeded=() keep=
     for word in "$@"; do
         case $word in
-        --faulty_bit | --neighbor_offset | --noise | --workers) heeded+=("$word") keep=1 ;;
-        --faulty_bit=* | --neighbor_offset=* | --noise=* | --workers=*) heeded+=("$word") keep= ;;
+        --faulty_bit | --neighbor_offset | --workers) heeded+=("$word") keep=1 ;;
+        --faulty_bit=* | --neighbor_offset=* | --workers=*) heeded+=("$word") keep= ;;
         --fold | --no-fold | --channels_last | --no-channels_last) heeded+=("$word") keep= ;;
         --*) keep= ;;
         *) [ -z "$keep" ] || heeded+=("$word") ;;

@@ -72,7 +72,7 @@ from faults import (
 from models import LOSSES
 from models.costs import costs, table
 from models.folded import Folded
-from recipes import RECIPES, learning_rate, make_loss, make_optimizer, recipe_options, softness, steps_of_cycle
+from recipes import RECIPES, make_loss, make_optimizer, rate_factor, recipe_options, softness, steps_of_cycle
 from repairs import REPAIRS, ImpossibleRepair, fault_of, repaired_cells_of, with_fault
 
 # what
@@ -106,7 +106,7 @@ PRECISE_NORMS = 0  # batches on which the norms' statistics are taken anew after
 TRAINING_ONLY = (
     *("resume", "recipe", "optimizer", "amsgrad", "lr", "init", "pretrained", "schedule", "cycles", "batch_size"),
     *("epochs", "duplicate", "loss", "padding", "soften", "soften_weights", "norm_momentum", "smoothing", "margin"),
-    *("teacher", "clip", "decay", "precise_norms", "train_flip", "train_noise", "bf16"),
+    *("teacher", "clip", "decay", "precise_norms", "train_flip", "train_noise", "bf16", "compile"),
 )
 
 # defaults of the options that go with --memory
@@ -265,7 +265,7 @@ def parse():
     group.add_argument(
         "--workers", type=within(int, 1, 1000), default=WORKERS, help="decoding threads, default %(default)s"
     )
-    group.add_argument("--compile", action=BooleanOptionalAction, default=True, help="torch.compile the training step")
+    group.add_argument("--compile", action=BooleanOptionalAction, help="torch.compile the training step, default True")
     group.add_argument(
         "--bf16", action=BooleanOptionalAction, default=None, help="train in bfloat16, default: if it is fast here"
     )
@@ -380,6 +380,7 @@ def make_batches(args, options, processes):
     name, seed, device = options["dataset"], options["seed"], processes.device
     with processes.first_alone():  # the others then find what the first one downloads, makes or caches
         faults = [(fault, state_of(fault, name, args.data, args.workers)) for fault in image_faults(options)]
+        warn_if_learned(*faults[-1], options["holdout"], processes.print)
         images, labels = read_images(name, args.data, True, args.workers)
         options |= checkpoints.net_options(name, images, labels)
         found = digest(images, labels)
@@ -431,7 +432,7 @@ def prepare(net, batches, teacher, options, saved, args, processes):
         group["initial_lr"] = group["lr"]
     steps = saved["epoch"] // options["duplicate"] * len(batches) if saved else 0
     scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: learning_rate(step, len(batches), options), last_epoch=steps - 1
+        optimizer, lambda step: rate_factor(step, len(batches), options), last_epoch=steps - 1
     )
     if saved and "signs" not in saved:
         optimizer.load_state_dict(saved["optimizer"])
@@ -447,7 +448,7 @@ def prepare(net, batches, teacher, options, saved, args, processes):
     map_faults = TrainingMaps(fault, net, batches.most, seed, processes.rank, processes.number)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=in_bf16(args, device))
     model, layout = net, memory_format(args)
-    if args.compile:
+    if args.compile in (None, True):
         model = compiled(net, options["batch_size"], batches.size, device, autocast, layout, processes.print)
     if processes.number > 1:
         model = nn.parallel.DistributedDataParallel(model)
@@ -475,7 +476,8 @@ def check_for_evaluation(args):
         raise UserError("--pad is for --train: a checkpoint says how its net pads")
     for name in TRAINING_ONLY:
         if getattr(args, name) is not None and (name != "resume" or args.resume):
-            raise UserError(f"--{name} is for --train: an evaluation does not heed it")
+            option = name.replace("batch_size", "batch-size")
+            raise UserError(f"--{option} is for --train: an evaluation does not heed it")
 
 
 def in_bf16(args, device):
@@ -511,7 +513,7 @@ def one_epoch(net, training, batches, test_batches, epoch, norm_batches, fold, p
         raise UserError(f"the loss became {loss} in epoch {ends}: training stops, a smaller --lr may help")
     rate = trained.n / (time.monotonic() - start)
 
-    if norm_batches:
+    if norm_batches and processes.rank == 0:
         take_norms_anew(net, islice(batches.epoch(ends), norm_batches))
     processes.same_buffers(net)
     tester = Folded(net) if fold else net
@@ -542,8 +544,14 @@ def warn_if_seen(options, say):
         say(f"warning: {options['teacher']} was trained on all training images, so on the {holdout} held-out ones")
 
 
+def warn_if_learned(fault, state, holdout, say):
+    """Says so if a repair has learned from images that are now held out. state: what it has learned, or None."""
+    if holdout and state is not None:
+        say(f"warning: {fault.repair} learned from all training images, so from the {holdout} held-out ones")
+
+
 def train(args, processes):
-    """Train from the start, or continue from the checkpoint; save after every pass."""
+    """Train from the start, or continue from the checkpoint."""
     path = checkpoints.path_of(args.sess, args.seed)
     with processes.first_alone():
         check_writable(path)
@@ -567,7 +575,8 @@ def train_locked(path, args, processes):
         return
     batches, test_batches, clean, images = make_batches(args, options, processes)
     teacher, found = teachers.load(as_path(options["teacher"])) if options["teacher"] else (None, "")
-    made_of = {"images": images, "teacher": found}
+    arithmetic = f"{'bfloat16' if in_bf16(args, device) else 'float32'} on {device.type}"
+    made_of = {"images": images, "teacher": found, "threads": torch.get_num_threads(), "arithmetic": arithmetic}
     if saved:
         resuming.check_same(source, saved, made_of, processes.print)
     elif options["holdout"]:
@@ -578,15 +587,19 @@ def train_locked(path, args, processes):
     checkpoints.check_fits(path, net, test_batches.images, test_batches.labels)
     if teacher:
         teachers.check_fits(options["teacher"], teacher, net)
+    if options["precise_norms"] > len(batches):
+        raise UserError(f"--precise_norms {options['precise_norms']} is more than a pass has batches, {len(batches)}")
     training = prepare(net, batches, teacher, options, saved, args, processes)
     processes.print(
         f"{path}: training on {DATASETS[options['dataset']].title}, {len(batches.labels)} images, "
-        f"epoch {epoch + 1} to {epochs}, on {processes.number} × {device.type} "
-        f"in {'bfloat16' if in_bf16(args, device) else 'float32'}"
+        f"epoch {epoch + 1} to {epochs}, {processes.number} × {arithmetic}"
     )
     if not saved:
         processes.print(table(costs(net.topology, net.classes)))
-    keeper = resuming.Keeper(path=path, options=options, made_of=made_of, clean=clean, epoch=epoch, new=not saved)
+    holder = source if saved else None
+    keeper = resuming.Keeper(path=path, options=options, made_of=made_of, clean=clean, epoch=epoch, holder=holder)
+    if processes.rank == 0:
+        keeper.pack_cycle()  # a kill may have come between the last checkpoint and its packed net
     try:
         loop(net, training, batches, test_batches, log, args, processes, keeper)
     except KeyboardInterrupt:
@@ -674,6 +687,7 @@ def test(args, processes):
         )
     with processes.first_alone():
         learned = state_of(fault, name, args.data, args.workers)
+        warn_if_learned(fault, learned, holdout, processes.print)
         images, labels = read_images(name, args.data, bool(holdout), args.workers)
         training = read_images(name, args.data, True, args.workers)[0] if args.recalibrate else None
         if holdout:
@@ -746,6 +760,8 @@ def main():
     try:
         if args.train and args.recalibrate:
             raise UserError("--recalibrate is for an evaluation: thresholds come into being after training")
+        if args.train and args.noise:
+            raise UserError("--noise is for an evaluation: --train_noise is for a training")
         if args.train and args.result is not None:
             raise UserError("--result is for an evaluation: a training writes a CSV file beside its checkpoint")
         if args.export_finn:

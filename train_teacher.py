@@ -46,7 +46,7 @@ CUTOUT = {32: 12, 64: 24}  # side of the square that is cut out of each image, p
 WORKERS = os.cpu_count()  # threads that decode images, on first use
 
 
-def learning_rate(step, steps):
+def rate_factor(step, steps):
     """Factor on the learning rate at a step, counted from 0."""
     rise = max(1, int(WARMUP * steps))
     if step < rise:
@@ -132,7 +132,7 @@ def one_epoch(teacher, optimizer, batches, epoch, args, side):
     steps, sums = len(batches), 0
     teacher.train()
     for step, (images, labels, _) in enumerate(batches.epoch(epoch)):
-        optimizer.param_groups[0]["lr"] = LR * learning_rate(epoch * steps + step, args.epochs * steps)
+        optimizer.param_groups[0]["lr"] = LR * rate_factor(epoch * steps + step, args.epochs * steps)
         images = cut_out(images, side, generator).contiguous(memory_format=torch.channels_last)
         with autocast:
             logits = teacher(images)

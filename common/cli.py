@@ -67,7 +67,8 @@ def run(main):
     except OSError as error:
         _end(f"{error.filename or 'input or output'}: {error.strerror or error}", UserError.status)
     except KeyboardInterrupt as interrupt:
-        print(f"\ninterrupted{': ' if interrupt.args else ''}{interrupt}", file=sys.stderr)
+        if rank() == 0:
+            print(f"\ninterrupted{': ' if interrupt.args else ''}{interrupt}", file=sys.stderr)
         sys.exit(130)
 
 

@@ -8,16 +8,16 @@ checkpoint/ckpt.t7.<sess>_<seed>.pth is a dict with the original's keys
     rng_state  state of torch's global generator on the CPU
 
 and, beside them, what resuming and rebuilding need: `options` (dict), `optimizer`, `cuda_rng_state`
-and `log` (one dict for each epoch), `images` and `teacher` (digests of the training images and of the teacher's file)
-and `threads` (of the CPU). Files of this project also hold `sha256`, the digest of all other entries, which is checked
-on loading.
+and `log` (one dict for each epoch), `images` and `teacher` (digests of the training images and of the teacher's file),
+`threads` (of the CPU) and `arithmetic` (precision and device). Files of this project also hold `sha256`, the digest of
+all other entries, which is checked on loading.
 
 checkpoint/ckpt.t7.<sess>_<seed>.packed.pth (pack.py) holds what evaluation needs, one bit per binary weight:
 
     signs        {key: {"shape": list, "bits": uint8, np.packbits of weight >= 0}}; with WS of standardised weights
     net          the other entries of the state dict, unchanged
     packed_from  first 16 hexadecimal digits of the SHA-256 of the checkpoint
-    acc, epoch, options, log, images, teacher, threads
+    acc, epoch, options, log, images, teacher, threads, arithmetic
 
 It is loaded with latent weights -1 and +1. The net computes the same, but weight noise on them has no meaning, and
 training can resume from them only where a cycle has ended, because a cycle starts from signs.
@@ -53,7 +53,12 @@ NUMPY_NUMBERS = [
         )
     ),
 ]
-FOR_NEXT_CYCLE = ("images", "teacher", "threads")  # what else a packed checkpoint holds, so that training can go on
+FOR_NEXT_CYCLE = (
+    "images",
+    "teacher",
+    "threads",
+    "arithmetic",
+)  # what else a packed checkpoint holds, so that training can go on
 PREFIXES = ("module.", "_orig_mod.")  # of keys; added by DataParallel and torch.compile
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from common import UserError, keep_old
+from common import UserError, digest, keep_old
 from engine import checkpoints
 from engine.batches import EvalBatches
 from engine.packing import pack
@@ -15,16 +15,20 @@ SAVE_SHARE = 0.05  # of the time may go to saving; so short epochs are not saved
 
 
 def saved_state(sess, seed):
-    """(path, dict) of the checkpoint to resume: the trained one, or else the packed net of the last finished cycle."""
+    """(path, dict) of the checkpoint to resume: the trained one, or else the packed net of the last finished cycle.
+
+    UserError if there is neither, or no cycle follows the packed net.
+    """
     path, packed = checkpoints.path_of(sess, seed), checkpoints.packed_path_of(sess, seed)
     if path.is_file() or not packed.is_file():
         return path, checkpoints.read_state(path)
     state = checkpoints.read_state(packed)
     options = state.get("options", {})
-    if "threads" not in state or state["epoch"] % (options["epochs"] // options["cycles"]):
+    within_training = "threads" in state and state["epoch"] < options["epochs"]
+    if not within_training or state["epoch"] % (options["epochs"] // options["cycles"]):
         raise UserError(
-            f"{path} is missing, and {packed} is not from the end of a cycle: "
-            "--pretrained starts a new training from it"
+            f"{path} is missing, and no further cycle follows the packed net beside it: "
+            f"--pretrained {packed} starts a new training from that"
         )
     return packed, state
 
@@ -32,7 +36,7 @@ def saved_state(sess, seed):
 def check_same(path, saved, made_of, say):
     """UserError if a training would continue with other images or another teacher.
 
-    Says so if another thread count changes the numbers.
+    Says so if another thread count, device or precision changes the numbers.
     """
     for key, what, hint in (
         ("images", "on other images", "--data names their folder"),
@@ -40,12 +44,13 @@ def check_same(path, saved, made_of, say):
     ):
         if saved.get(key, made_of[key]) != made_of[key]:
             raise UserError(f"{path} was trained {what} ({saved[key]}, here {made_of[key]}): {hint}")
-    threads = torch.get_num_threads()
-    if saved.get("threads", threads) != threads:
-        say(
-            f"warning: {path} was trained with {saved['threads']} threads, now {threads}: "
-            f"the numbers differ in their last bits (OMP_NUM_THREADS={saved['threads']} keeps them)"
-        )
+    for key, hint in (("threads", "OMP_NUM_THREADS={} keeps them"), ("arithmetic", "--bf16, --no-bf16")):
+        before, now = saved.get(key, made_of[key]), made_of[key]
+        if before != now:
+            say(
+                f"warning: {path} was trained with {key} {before}, now {now}: "
+                f"the numbers differ in their last bits ({hint.format(before)})"
+            )
 
 
 @dataclass
@@ -57,41 +62,50 @@ class Keeper:
 
     path: Path
     options: dict
-    made_of: dict  # digests of the training images and of the teacher's file
+    made_of: (
+        dict  # digests of the training images and of the teacher's file; what the numbers depend on, see check_same
+    )
     clean: EvalBatches  # all test or held-out images, without a fault
     epoch: int  # the last that is saved
-    new: bool  # nothing saved yet: the first saving renames the files of an earlier training to .old
+    holder: Path | None  # its file; None: nothing is saved yet, and saving renames the files of an earlier training
     due: float = 0.0  # time.monotonic() before which a pass is not saved
 
     def keep(self, net, training, log):
-        epoch, cycles = log[-1]["epoch"], self.options["cycles"]
-        cycle_ends = epoch % (self.options["epochs"] // cycles) == 0
-        if not cycle_ends and time.monotonic() < self.due:
+        """Save the training after a pass, if it is time."""
+        epoch = log[-1]["epoch"]
+        if not self.ended_cycle(epoch) and time.monotonic() < self.due:
             return
-        if self.new:
+        if self.holder is None:
             checkpoints.keep_olds(self.path)
-            self.new = False
         began = time.monotonic()
         checkpoints.save(self.path, self.state(net, training, log))
-        self.epoch, ended = epoch, time.monotonic()
+        self.epoch, self.holder, ended = epoch, self.path, time.monotonic()
         self.due = ended + (ended - began) / SAVE_SHARE
-        if cycle_ends and cycles > 1:
-            self.pack(epoch * cycles // self.options["epochs"])
+        self.pack_cycle()
 
-    def held(self, more=""):
-        """Text that says what an interrupted training has saved."""
-        return f"{self.path} holds epoch {self.epoch}{more}" if self.epoch else "no epoch was finished"
+    def ended_cycle(self, epoch):
+        """The number of the cycle that ends with an epoch, counted from 1; 0 if none does."""
+        cycle, rest = divmod(epoch * self.options["cycles"], self.options["epochs"])
+        return 0 if rest else cycle
 
-    def pack(self, cycle):
-        """Write the packed net of a cycle that has ended, counted from 1."""
+    def pack_cycle(self):
+        """Write the packed net at the end of one of several cycles, if it is not there already."""
+        cycle, packed = self.ended_cycle(self.epoch), checkpoints.packed_path(self.path)
+        if not cycle or self.options["cycles"] == 1 or self.holder != self.path:
+            return
+        if packed.is_file() and checkpoints.read_state(packed).get("packed_from") == digest(self.path.read_bytes()):
+            return
         if cycle == 1:
-            packed = checkpoints.packed_path(self.path)
             keep_old(packed)
             keep_old(packed.with_suffix(".txt"))
         which = "held-out" if self.options["holdout"] else "test"
         about = f"after cycle {cycle} of {self.options['cycles']}"
         with torch.random.fork_rng(devices=[]):  # loading a net draws random numbers
             pack(self.path, checkpoints.load_net(self.path), self.clean, which, about)
+
+    def held(self, more=""):
+        """Text that says what an interrupted training has saved."""
+        return f"{self.holder} holds epoch {self.epoch}{more}" if self.holder else "no epoch was finished"
 
     def state(self, net, training, log):
         """The dict to save: all that bit-exact resuming needs."""
@@ -108,5 +122,4 @@ class Keeper:
             "optimizer": training.optimizer.state_dict(),
             "log": log,
             **self.made_of,
-            "threads": torch.get_num_threads(),
         }

@@ -64,10 +64,11 @@ def train_pass(training, batches):
 
 @torch.no_grad()
 def take_norms_anew(net, batches):
-    """Set the running statistics of the norms to their mean over batches; training ends with it.
+    """Set the running statistics of the norms to those of batches; training ends with it.
 
-    The net computes in float32, binary throughout, with intact weights and feature maps.
-    batches: as of TrainBatches.epoch. Source: Wu and Johnson, "Rethinking Batch in BatchNorm" (2021), PreciseBN.
+    The mean is the mean of the batches' means, the variance that of their unbiased variances. The net computes in
+    float32, binary throughout, with intact weights and feature maps. batches: as of TrainBatches.epoch.
+    Source: Wu and Johnson, "Rethinking Batch in BatchNorm" (2021), PreciseBN.
     """
     net.train()
     net.soften(0, 0)

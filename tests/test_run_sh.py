@@ -186,6 +186,7 @@ def test_demo_from_training_to_the_tables(project):
         (("demo", "--pad", "-1"), "error: --pad is for training alone"),
         (("demo", "--data=x"), "error: --data=x: edit DATA"),
         (("demo", "--export_finn"), "error: --export_finn: ./run.sh finn demo does that"),
+        (("demo", "--noise", "0.5"), "error: --noise is for evaluations: edit NOISE"),
         (("demo", "--result", "x"), "error: --result is what run.sh itself reads"),
     ],
 )

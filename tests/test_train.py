@@ -104,7 +104,11 @@ train_smaller.Processes.print = stop
 """
 
 
-def test_interrupted_and_resumed_equals_uninterrupted(root, data, succeed):
+def stopped(*_):
+    raise KeyboardInterrupt
+
+
+def test_interrupted_and_resumed_equals_uninterrupted(root, data, succeed, run_script, monkeypatch):
     soft = ["--soften", "0.5", "--soften_weights", "1", "--epochs", "4", "--cycles", "2"]
     options = [*TRAIN, "--compile", "--mem_fault", "faulty", "--wsconv", *soft, "--sess", "cifar10_smaller"]
     lines = succeed(*options)
@@ -119,7 +123,15 @@ def test_interrupted_and_resumed_equals_uninterrupted(root, data, succeed):
     assert interrupted.returncode > 0 and "Traceback" not in interrupted.stderr
     assert "holds epoch 2, --resume goes on from there" in interrupted.stderr
     two_epochs = CHECKPOINT.with_suffix(".csv").read_text()
-    cycle = {path: path.read_bytes() for path in Path("checkpoint").glob("*.packed.*")}
+    packed = [checkpoints.packed_path(CHECKPOINT).with_suffix(suffix) for suffix in (".pth", ".txt")]
+    cycle = {path: path.read_bytes() for path in packed}
+
+    for path in packed:  # as if the kill had come before they were written
+        path.unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(train_smaller, "loop", stopped)
+        assert run_script(train_smaller, *options, "--resume")[0] == 130
+    assert cycle == {path: path.read_bytes() for path in packed}
 
     resumed = succeed(*options, "--resume")
     assert [line.split("  ")[0] for line in resumed[2:]] == ["epoch 3/4", "epoch 4/4"]
@@ -127,7 +139,10 @@ def test_interrupted_and_resumed_equals_uninterrupted(root, data, succeed):
     assert CHECKPOINT.with_suffix(".csv").read_text().startswith(two_epochs)
     assert "trained to the end" in succeed(*options, "--resume")[-1]
 
-    CHECKPOINT.unlink()  # on another machine there is only the packed net of the first cycle
+    CHECKPOINT.unlink()
+    status, _, complaint = run_script(train_smaller, *options, "--resume")  # the packed net is that of the last cycle
+    assert status == 1 and "no further cycle follows the packed net" in complaint
+    # on another machine there is only the packed net of the first cycle
     for path, content in cycle.items():
         path.write_bytes(content)
     succeed(*options, "--resume")
@@ -533,6 +548,10 @@ def test_an_originals_name_says_what_it_is(data):
         ("--train --faulty_bit any --mem_fault repaired_n --neighbor_offset 0", "neighbor_offset 0 would repair"),
         ("--train --faulty_bit all", "invalid bit value: 'all'"),
         ("--train --train_flip 2", "--train_flip: 2 is out of range"),
+        ("--train --noise 0.5", "--noise is for an evaluation: --train_noise is for a training"),
+        ("--train --precise_norms 9", "--precise_norms 9 is more than a pass has batches, 1"),
+        ("--sess good --batch-size 9", "--batch-size is for --train"),
+        ("--sess good --no-compile", "--compile is for --train"),
         ("--train --epochs 5 --duplicate 2", "--epochs 5 is no multiple of --duplicate 2 times --cycles 1"),
         ("--train --recipe reference --cycles 2", "--cycles is for the cosine schedule: use 1 with --schedule step"),
         (
@@ -622,14 +641,14 @@ def test_resuming_wants_the_same_images(data, tmp_path, succeed, complain):
     succeed(*TRAIN, "--epochs", "1")
     state = torch.load(CHECKPOINT)
     state["options"] |= {"epochs": 2}
-    checkpoints.save(CHECKPOINT, {**state, "threads": state["threads"] + 1})
+    checkpoints.save(CHECKPOINT, {**state, "threads": state["threads"] + 1, "arithmetic": "float64 on paper"})
     (tmp_path / "other").mkdir()
     write_cifar10(tmp_path / "other", rows=21)
     assert "was trained on other images" in complain("--train", "--resume", "--no-compile", "--data", "other")
     lines = succeed("--train", "--resume", "--no-compile", "--data", ".")
-    assert (
-        lines[0].startswith("warning: ") and f"with {state['threads'] + 1} threads, now {state['threads']}" in lines[0]
-    )
+    assert all(line.startswith(f"warning: {CHECKPOINT} was trained with ") for line in lines[:2])
+    assert f"threads {state['threads'] + 1}, now {state['threads']}" in lines[0]
+    assert "arithmetic float64 on paper, now " in lines[1]
 
 
 WORKER = """
@@ -678,22 +697,22 @@ def test_one_training_of_a_session_at_a_time(data, complain):
 
 def test_learning_rate_schedules():
     cosine = {"schedule": "cosine", "epochs": 40, "duplicate": 1, "cycles": 1, "wsconv": False}
-    rates = [train_smaller.learning_rate(step, 100, cosine) for step in range(4000)]
+    rates = [train_smaller.rate_factor(step, 100, cosine) for step in range(4000)]
     assert rates[0] == pytest.approx(1 / 201) and rates[199] == pytest.approx(200 / 201)
     assert rates[200] == 1 and rates[2100] == pytest.approx(0.5) and 0 < rates[-1] < 1e-6
     assert rates[1000] == pytest.approx(0.5 + 0.5 * math.cos(math.pi * 800 / 3800))
 
     twice = {**cosine, "epochs": 160, "duplicate": 2, "cycles": 2}
-    assert [train_smaller.learning_rate(step, 100, twice) for step in range(4000)] == rates
-    assert [train_smaller.learning_rate(step, 100, twice) for step in range(4000, 8000)] == pytest.approx(
+    assert [train_smaller.rate_factor(step, 100, twice) for step in range(4000)] == rates
+    assert [train_smaller.rate_factor(step, 100, twice) for step in range(4000, 8000)] == pytest.approx(
         [0.03 * rate for rate in rates]
     )
 
     step = {"schedule": "step", "epochs": 600, "duplicate": 10, "wsconv": False}
-    by_epoch = [train_smaller.learning_rate(epoch // 10 * 7, 7, step) for epoch in range(0, 600, 10)]
+    by_epoch = [train_smaller.rate_factor(epoch // 10 * 7, 7, step) for epoch in range(0, 600, 10)]
     assert by_epoch == [0.2 ** sum(epoch >= m for m in (80, 160, 240, 320, 400, 480)) for epoch in range(0, 600, 10)]
     by_epoch = [
-        train_smaller.learning_rate(epoch // 10 * 7 + 6, 7, {**step, "wsconv": True}) for epoch in range(0, 600, 10)
+        train_smaller.rate_factor(epoch // 10 * 7 + 6, 7, {**step, "wsconv": True}) for epoch in range(0, 600, 10)
     ]
     assert by_epoch == [0.5 ** (epoch // 60) for epoch in range(0, 600, 10)]
 
