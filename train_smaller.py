@@ -575,7 +575,7 @@ def train_locked(path, args, processes):
         return
     batches, test_batches, clean, images = make_batches(args, options, processes)
     teacher, found = teachers.load(as_path(options["teacher"])) if options["teacher"] else (None, "")
-    arithmetic = f"{'bfloat16' if in_bf16(args, device) else 'float32'} on {device.type}"
+    arithmetic = f"{device.type} in {'bfloat16' if in_bf16(args, device) else 'float32'}"
     made_of = {"images": images, "teacher": found, "threads": torch.get_num_threads(), "arithmetic": arithmetic}
     if saved:
         resuming.check_same(source, saved, made_of, processes.print)
@@ -592,7 +592,7 @@ def train_locked(path, args, processes):
     training = prepare(net, batches, teacher, options, saved, args, processes)
     processes.print(
         f"{path}: training on {DATASETS[options['dataset']].title}, {len(batches.labels)} images, "
-        f"epoch {epoch + 1} to {epochs}, {processes.number} × {arithmetic}"
+        f"epoch {epoch + 1} to {epochs}, on {processes.number} × {arithmetic}"
     )
     if not saved:
         processes.print(table(costs(net.topology, net.classes)))

@@ -9,7 +9,7 @@ checkpoint/ckpt.t7.<sess>_<seed>.pth is a dict with the original's keys
 
 and, beside them, what resuming and rebuilding need: `options` (dict), `optimizer`, `cuda_rng_state`
 and `log` (one dict for each epoch), `images` and `teacher` (digests of the training images and of the teacher's file),
-`threads` (of the CPU) and `arithmetic` (precision and device). Files of this project also hold `sha256`, the digest of
+`threads` (of the CPU) and `arithmetic` (device and precision). Files of this project also hold `sha256`, the digest of
 all other entries, which is checked on loading.
 
 checkpoint/ckpt.t7.<sess>_<seed>.packed.pth (pack.py) holds what evaluation needs, one bit per binary weight:

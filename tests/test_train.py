@@ -641,14 +641,14 @@ def test_resuming_wants_the_same_images(data, tmp_path, succeed, complain):
     succeed(*TRAIN, "--epochs", "1")
     state = torch.load(CHECKPOINT)
     state["options"] |= {"epochs": 2}
-    checkpoints.save(CHECKPOINT, {**state, "threads": state["threads"] + 1, "arithmetic": "float64 on paper"})
+    checkpoints.save(CHECKPOINT, {**state, "threads": state["threads"] + 1, "arithmetic": "paper in float64"})
     (tmp_path / "other").mkdir()
     write_cifar10(tmp_path / "other", rows=21)
     assert "was trained on other images" in complain("--train", "--resume", "--no-compile", "--data", "other")
     lines = succeed("--train", "--resume", "--no-compile", "--data", ".")
     assert all(line.startswith(f"warning: {CHECKPOINT} was trained with ") for line in lines[:2])
     assert f"threads {state['threads'] + 1}, now {state['threads']}" in lines[0]
-    assert "arithmetic float64 on paper, now " in lines[1]
+    assert "arithmetic paper in float64, now " in lines[1]
 
 
 WORKER = """
