@@ -642,8 +642,8 @@ def cells_of(args):
     return repaired_cells_of({"memory": args.memory, "mem_fault": what, **CELL_OPTIONS, **given})
 
 
-def evaluated_fault(args, net):
-    """The Fault under which an evaluation is asked for."""
+def asked_fault(args, net):
+    """The Fault of images or of a memory that an evaluation is asked for."""
     fault = cells_of(args)
     if args.memory is None:
         return fault_of(
@@ -658,33 +658,34 @@ def evaluated_fault(args, net):
     return fault
 
 
-def test(args, processes):
-    """Evaluate the checkpoint once under one fault setting; under weight noise, NOISE_RUNS times."""
-    check_for_evaluation(args)
-    path = checkpoints.find(args.sess, args.seed)
-    name, net, state = checkpoints.load_net(path, args.dataset, args.wsconv)
+def evaluated_fault(args, net):
+    """The Fault under which an evaluation measures, apart from --noise."""
+    check_folded(args)
+    fault = asked_fault(args, net)
+    if args.recalibrate and args.noise and fault != NO_FAULT:
+        raise UserError("--recalibrate goes with one fault: leave --noise or the fault of the images out")
+    return recalibrated(fault) if args.recalibrate and not args.noise else fault
+
+
+def check_net(args, path, state, holdout, say):
+    """UserError if the loaded net cannot be tested as asked. Says so if it is a packed one."""
     if "signs" in state:
-        processes.print(
-            f"no trained {checkpoints.path_of(args.sess, args.seed)} here: "
-            "using the packed net, signs and statistics only"
-        )
+        trained = checkpoints.path_of(args.sess, args.seed)
+        say(f"no trained {trained} here: using the packed net, signs and statistics only")
         if args.noise:
             raise checkpoints.NoLatentWeights(
                 f"weight noise needs latent weights, and {path} holds signs only: train it with --train"
             )
-    fault = evaluated_fault(args, net)
-    check_folded(args)
-    if args.recalibrate and args.noise and fault != NO_FAULT:
-        raise UserError("--recalibrate goes with one fault: leave --noise or the fault of the images out")
-    if args.recalibrate and not args.noise:
-        fault = recalibrated(fault)
-    holdout = HOLDOUT if args.holdout is None else args.holdout
-    trained = checkpoints.trained_as(path, state)
-    if holdout not in (0, trained.get("holdout", 0)):
+    seen = checkpoints.trained_as(path, state).get("holdout", 0)
+    if holdout not in (0, seen):
         raise UserError(
-            f"{path} was trained with --holdout {trained.get('holdout', 0)}: "
+            f"{path} was trained with --holdout {seen}: "
             f"of the images that --holdout {holdout} tests on it has seen some or all"
         )
+
+
+def read_for_test(args, processes, name, fault, holdout):
+    """Images and labels to test on, training images (None without --recalibrate), what the fault's repair learned."""
     with processes.first_alone():
         learned = state_of(fault, name, args.data, args.workers)
         warn_if_learned(fault, learned, holdout, processes.print)
@@ -692,25 +693,43 @@ def test(args, processes):
         training = read_images(name, args.data, True, args.workers)[0] if args.recalibrate else None
         if holdout:
             (training, _), (images, labels) = hold_out(images, labels, holdout)
+    return images, labels, training, learned
+
+
+def test(args, processes):
+    """Evaluate the checkpoint once under one fault setting; under weight noise, NOISE_RUNS times."""
+    check_for_evaluation(args)
+    holdout = HOLDOUT if args.holdout is None else args.holdout
+    path = checkpoints.find(args.sess, args.seed)
+    name, net, state = checkpoints.load_net(path, args.dataset, args.wsconv)
+    check_net(args, path, state, holdout, processes.print)
+    fault = evaluated_fault(args, net)
+    images, labels, training, learned = read_for_test(args, processes, name, fault, holdout)
     checkpoints.check_fits(path, net, images, labels)
     faulty = with_fault(images, fault, args.seed, learned)
     batches = EvalBatches(processes.share(faulty), processes.share(labels), processes.device)
     net.to(processes.device, memory_format=memory_format(args))
-    which = f"{len(labels)} {'held-out' if holdout else 'test'} images"
-    if net.wsconv != trained["wsconv"]:
-        words = ("without", "with")
-        which = f"{words[net.wsconv]} weight standardisation (trained {words[trained['wsconv']]}), {which}"
-    processes.print(f"{path} (epoch {state['epoch']}), {DATASETS[name].title}, {which}: {fault}")
 
+    which, trained_with = (
+        f"{len(labels)} {'held-out' if holdout else 'test'} images",
+        checkpoints.trained_as(path, state),
+    )
+    if net.wsconv != trained_with["wsconv"]:
+        words = ("without", "with")
+        which = f"{words[net.wsconv]} weight standardisation (trained {words[trained_with['wsconv']]}), {which}"
+    processes.print(f"{path} (epoch {state['epoch']}), {DATASETS[name].title}, {which}: {fault}")
     scores, flips = trials(args, processes, net, batches, fault, training)
+    where = {"checkpoint": str(path), "epoch": state["epoch"], "dataset": name, "images": len(labels)}
+    report(args, processes, where, fault, scores, flips)
+
+
+def report(args, processes, where, fault, scores, flips):
+    """Print the result of an evaluation, and write it to the file of --result. where: its first fields."""
     setting, recalibration = str(fault), ", recalibrated" if args.recalibrate else ""
     if args.noise:
         setting += f", noise sigma_val {args.noise:g}{recalibration}"
     result = {
-        "checkpoint": str(path),
-        "epoch": state["epoch"],
-        "dataset": name,
-        "images": len(labels),
+        **where,
         "setting": setting,
         "runs": len(scores),
         "top1": statistics.mean(score.top1 for score in scores),
