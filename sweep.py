@@ -197,7 +197,7 @@ def parse():
     group.add_argument(
         "--fold", action=BooleanOptionalAction, default=True, help="evaluate the folded net, not Brevitas' own"
     )
-    return fill_defaults(parser.parse_args())
+    return fill_defaults(check_args(parser.parse_args()))
 
 
 def bit_or_planes(text):
@@ -205,12 +205,8 @@ def bit_or_planes(text):
     return as_planes(text) if "+" in text or "@" in text else within(int, 0, MSB)(text)
 
 
-def fill_defaults(args):
-    """Fill in the options that are left out: with defaults if no kind is given; else kinds not given are empty.
-
-    `--repair X` alone is every bit repaired by X; `--bits B` alone is that bit unrepaired and by every repair. With
-    --memory, --repair is for the image memory.
-    """
+def check_args(args):
+    """The options; UserError for those that have no effect beside the others. --critical alone is for all layers."""
     check_folded(args)
     if args.critical and not args.memory:
         args.memory, args.layers = ["weights"], args.layers or ["each"]
@@ -230,6 +226,15 @@ def fill_defaults(args):
         raise UserError("--p01 and --p10 are for --reading asymmetric")
     if args.memory and args.repair and "image" not in args.memory and not args.bits:
         raise UserError("--repair mends images: --memory image, or --bits")
+    return args
+
+
+def fill_defaults(args):
+    """Fill in the options that are left out: with defaults if no kind is given; else kinds not given are empty.
+
+    `--repair X` alone is every bit repaired by X; `--bits B` alone is that bit unrepaired and by every repair. With
+    --memory, --repair is for the image memory.
+    """
     named = bool(args.memory)
     named |= any(getattr(args, name) is not None for name in ("bits", "repair", "rate", "rate_bits", "sigma", "flip"))
     args.mends = args.repair if args.memory and args.repair else []
