@@ -36,7 +36,7 @@ from common import (
     write_bytes,
     write_text,
 )
-from datasets import read_images
+from datasets import read_images, spaced
 from engine import (
     EvalBatches,
     Processes,
@@ -613,8 +613,8 @@ class Session:
         if ("gradient", "0") not in done:
             dataset, data, workers = self.test_set.where
             images, labels = read_images(dataset, data, True, workers)
-            some = slice(None, None, max(1, len(images) // SEARCHED))
-            found["gradient", 0] = worst_flips(self.net, self.tester, images[some], labels[some], batches, MOST_FLIPS)
+            images, labels = spaced(images, SEARCHED), spaced(labels, SEARCHED)
+            found["gradient", 0] = worst_flips(self.net, self.tester, images, labels, batches, MOST_FLIPS)
         return found
 
     def write_confusion(self, fault, matrix):

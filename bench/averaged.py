@@ -14,10 +14,10 @@ The predictor of `learned` is fitted on averaged training images, and kept nowhe
 import torch
 
 from common import Parser, UserError, run, within
-from datasets import DATASETS, read_images
+from datasets import DATASETS, read_images, spaced
 from faults import MSB, get_bit
 from repairs import fault_of, repaired
-from repairs.predictor import learn_predictor, spaced
+from repairs.predictor import learn_predictor
 
 SIZE = 32
 REPAIR = ("median", "colors", "color_scans", "learned")

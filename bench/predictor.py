@@ -14,7 +14,7 @@ from unittest import mock
 import torch
 
 from common import Parser, run, within, write_text, written_whole
-from datasets import read_images
+from datasets import read_images, spaced
 from engine import EvalBatches, checkpoints, evaluate
 from faults import MSB, get_bit
 from models.folded import Folded
@@ -82,7 +82,7 @@ def main():
     dataset, net, _ = checkpoints.load_net(checkpoints.find(args.sess, args.seed))
     net = Folded(net)
     images, labels = read_images(dataset, args.data, False)
-    training = predictor.spaced(read_images(dataset, args.data, True)[0], args.fit)
+    training = spaced(read_images(dataset, args.data, True)[0], args.fit)
     clean = accuracy(net, images, labels)
     title = f"learned on {len(training)} images of {dataset}, bit {args.bit}"
     print(f"{title}; {args.sess} has {clean:.2f} % of {len(images)} test images right without a fault")

@@ -81,6 +81,12 @@ def to_tensor(images):
     return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
 
 
+def spaced(rows, number):
+    """At most `number` rows of a tensor, such as images or labels, evenly spaced over all of them."""
+    number = min(number, len(rows))
+    return rows[torch.arange(number) * len(rows) // max(1, number)]
+
+
 def hold_out(images, labels, number):
     """Splits off `number` training images for validation: [(images, labels) to train on, (images, labels) held out].
 

@@ -11,10 +11,9 @@ import torch
 import torch.nn.functional as F
 
 from common import digest
-from datasets import read_images
+from datasets import read_images, spaced
 from faults import TrainingImages, break_images
 from repairs import REPAIRS, learned_state, mended
-from repairs.predictor import spaced
 
 EVAL_BATCH = 500  # images; results do not depend on it
 CALIBRATION = 1000  # training images on which thresholds are recalibrated

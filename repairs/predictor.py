@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
+from datasets import spaced
 from faults import get_bit, set_bit
 from repairs.colors import corner_scans
 from repairs.pixels import zeros_of
@@ -103,11 +104,6 @@ def learn_predictor(images, bit, epochs=EPOCHS):
         optimizer.step()
         scheduler.step()
     return net.state_dict()
-
-
-def spaced(images, number):
-    """At most `number` of the images, evenly spaced."""
-    return images[:: max(1, len(images) // number)][:number]
 
 
 @torch.inference_mode()

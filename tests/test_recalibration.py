@@ -132,7 +132,9 @@ def test_what_can_be_recalibrated():
 def test_images_are_spaced(monkeypatch):
     monkeypatch.setattr(batches, "CALIBRATION", 10)
     images = torch.arange(35, dtype=torch.uint8).view(35, 1, 1, 1)
-    assert torch.equal(calibrated_on(images), images[::3][:10] / 255)
+    assert torch.equal(calibrated_on(images), images[[0, 3, 7, 10, 14, 17, 21, 24, 28, 31]] / 255)
+    monkeypatch.setattr(batches, "CALIBRATION", 99)
+    assert torch.equal(calibrated_on(images), images / 255)
 
 
 def test_a_sweep_has_rows_with_and_without(ready, call):  # noqa: F811
