@@ -17,6 +17,7 @@ from report.tables import added, front, guarded, layout, protection_label
 AS_IT_IS_OR_RECALIBRATED = ((None, ""), (RECALIBRATED, f", {RECALIBRATED}"))  # (repair, what a legend adds)
 PICTURES = 2  # test images in images.png
 DPI = 200  # of the PNGs
+HALF = 48  # characters of a legend that fit into half of the width
 # lines differ in marker, dash and lightness of the colour, so that they can be told apart in greyscale
 COLORS = [
     *("#000000", "#c8501e", "#2a6fb0", "#e3a418", "#1b7f5c", "#9a4fa8", "#7a7a7a"),
@@ -287,9 +288,10 @@ def _of_one_layer(summaries):
 def _legend_below(figure, axes):
     """A legend below the axes, with room of its own however many lines there are."""
     handles, labels = axes.get_legend_handles_labels()
-    figure.set_figheight(figure.get_figheight() + 0.1 * len(labels))
+    across = 1 if max(map(len, labels), default=0) > HALF else 2
+    figure.set_figheight(figure.get_figheight() + 0.2 / across * len(labels))
     if labels:
-        figure.legend(handles, labels, loc="outside lower center", ncols=2)
+        figure.legend(handles, labels, loc="outside lower center", ncols=across)
 
 
 def draw_images(images, seed, neighbor_offset, shown, state_of=lambda fault: None):
