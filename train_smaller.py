@@ -710,20 +710,18 @@ def test(args, processes):
     batches = EvalBatches(processes.share(faulty), processes.share(labels), processes.device)
     net.to(processes.device, memory_format=memory_format(args))
 
-    which, trained_with = (
-        f"{len(labels)} {'held-out' if holdout else 'test'} images",
-        checkpoints.trained_as(path, state),
-    )
-    if net.wsconv != trained_with["wsconv"]:
+    which = f"{len(labels)} {'held-out' if holdout else 'test'} images"
+    trained_with = checkpoints.trained_as(path, state)["wsconv"]
+    if net.wsconv != trained_with:
         words = ("without", "with")
-        which = f"{words[net.wsconv]} weight standardisation (trained {words[trained_with['wsconv']]}), {which}"
+        which = f"{words[net.wsconv]} weight standardisation (trained {words[trained_with]}), {which}"
     processes.print(f"{path} (epoch {state['epoch']}), {DATASETS[name].title}, {which}: {fault}")
     scores, flips = trials(args, processes, net, batches, fault, training)
     where = {"checkpoint": str(path), "epoch": state["epoch"], "dataset": name, "images": len(labels)}
-    report(args, processes, where, fault, scores, flips)
+    print_result(args, processes, where, fault, scores, flips)
 
 
-def report(args, processes, where, fault, scores, flips):
+def print_result(args, processes, where, fault, scores, flips):
     """Print the result of an evaluation, and write it to the file of --result. where: its first fields."""
     setting, recalibration = str(fault), ", recalibrated" if args.recalibrate else ""
     if args.noise:
