@@ -64,9 +64,9 @@ from faults import (
     check_layers,
     fault_of_cells,
     first_faulty,
-    get_bit,
     memory_size,
     recalibrated,
+    same_bits,
 )
 from models.folded import RECALIBRATION, Folded
 from repairs import (
@@ -197,7 +197,11 @@ def parse():
     group.add_argument(
         "--fold", action=BooleanOptionalAction, default=True, help="evaluate the folded net, not Brevitas' own"
     )
-    return fill_defaults(check_args(parser.parse_args()))
+    args = parser.parse_args()
+    if args.critical and not args.memory:
+        args.memory, args.layers = ["weights"], args.layers or ["each"]
+    check_args(args)
+    return fill_defaults(args)
 
 
 def bit_or_planes(text):
@@ -206,10 +210,8 @@ def bit_or_planes(text):
 
 
 def check_args(args):
-    """The options; UserError for those that have no effect beside the others. --critical alone is for all layers."""
+    """UserError for options that have no effect beside the others."""
     check_folded(args)
-    if args.critical and not args.memory:
-        args.memory, args.layers = ["weights"], args.layers or ["each"]
     of_cells = ("ber", "reading", "p01", "p10", "cells", "planes", "layers", "lines", "array", "protection")
     of_cells = [name for name in of_cells if getattr(args, name) is not None]
     if of_cells and not args.memory:
@@ -226,7 +228,6 @@ def check_args(args):
         raise UserError("--p01 and --p10 are for --reading asymmetric")
     if args.memory and args.repair and "image" not in args.memory and not args.bits:
         raise UserError("--repair mends images: --memory image, or --bits")
-    return args
 
 
 def fill_defaults(args):
@@ -359,12 +360,6 @@ def sets_of_layers(args, sessions):
     if len(names) > 1:
         raise UserError("--layers each is for nets of the same layers: sweep the sessions one after another")
     return [(name,) for name in names.pop()]
-
-
-def same_bits(clean, images, bits):
-    """Share of the bits at these places, 0 to 1, that equal those of the clean images."""
-    shares = [(get_bit(clean, bit) == get_bit(images, bit)).double().mean().item() for bit in bits]
-    return round(sum(shares) / len(shares), 6)
 
 
 def psnr(clean, images):

@@ -448,7 +448,7 @@ def prepare(net, batches, teacher, options, saved, args, processes):
     map_faults = TrainingMaps(fault, net, batches.most, seed, processes.rank, processes.number)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=in_bf16(args, device))
     model, layout = net, memory_format(args)
-    if args.compile in (None, True):
+    if args.compile is not False:
         model = compiled(net, options["batch_size"], batches.size, device, autocast, layout, processes.print)
     if processes.number > 1:
         model = nn.parallel.DistributedDataParallel(model)
@@ -599,7 +599,7 @@ def train_locked(path, args, processes):
     holder = source if saved else None
     keeper = resuming.Keeper(path=path, options=options, made_of=made_of, clean=clean, epoch=epoch, holder=holder)
     if processes.rank == 0:
-        keeper.pack_cycle()  # a kill may have come between the last checkpoint and its packed net
+        keeper.pack_lost_cycle()
     try:
         loop(net, training, batches, test_batches, log, args, processes, keeper)
     except KeyboardInterrupt:
@@ -685,14 +685,16 @@ def check_net(args, path, state, holdout, say):
 
 
 def read_for_test(args, processes, name, fault, holdout):
-    """Images and labels to test on, training images (None without --recalibrate), what the fault's repair learned."""
+    """Images and labels to test on, training images (None if not needed), what the fault's repair learned."""
     with processes.first_alone():
         learned = state_of(fault, name, args.data, args.workers)
         warn_if_learned(fault, learned, holdout, processes.print)
-        images, labels = read_images(name, args.data, bool(holdout), args.workers)
-        training = read_images(name, args.data, True, args.workers)[0] if args.recalibrate else None
         if holdout:
-            (training, _), (images, labels) = hold_out(images, labels, holdout)
+            whole = read_images(name, args.data, True, args.workers)
+            (training, _), (images, labels) = hold_out(*whole, holdout)
+        else:
+            images, labels = read_images(name, args.data, False, args.workers)
+            training = read_images(name, args.data, True, args.workers)[0] if args.recalibrate else None
     return images, labels, training, learned
 
 

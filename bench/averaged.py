@@ -15,7 +15,7 @@ import torch
 
 from common import Parser, UserError, run, within
 from datasets import DATASETS, read_images, spaced
-from faults import MSB, get_bit
+from faults import MSB, same_bits
 from repairs import fault_of, repaired
 from repairs.predictor import learn_predictor
 
@@ -57,8 +57,7 @@ def main():
         for name in args.repair:
             state = learn_predictor(training, bit, args.epochs) if name == "learned" else None
             mended = repaired(fault_of(name, bit, -1), images, state)
-            right = (get_bit(mended, bit) == get_bit(images, bit)).double().mean()
-            print(f"bit {bit}, {name}: {100 * right:.1f}", flush=True)
+            print(f"bit {bit}, {name}: {100 * same_bits(images, mended, [bit]):.1f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -13,13 +13,13 @@ from unittest import mock
 
 import torch
 
-from common import Parser, run, within, write_text, written_whole
+from common import Parser, run, within, write_text
 from datasets import read_images, spaced
 from engine import EvalBatches, checkpoints, evaluate
-from faults import MSB, get_bit
+from faults import MSB, same_bits
 from models.folded import Folded
 from repairs import fault_of, predictor, repaired
-from report.figures import DPI, STYLE, plt, styles
+from report.figures import STYLE, plt, save, styles
 
 DEEP = predictor.DILATIONS
 WIDE = predictor.WIDTH
@@ -37,10 +37,9 @@ def measured(width, dilations, training, images, labels, net, bit):
         fitted = time.process_time()
         mended = repaired(fault_of("learned", bit, -1), images, state)
         ended = time.process_time()
-    right = (get_bit(mended, bit) == get_bit(images, bit)).double().mean().item()
     sizes = width, 2 + len(dilations), 2 * (2 + sum(dilations)) + 1, sum(each.numel() for each in state.values())
     times = round(fitted - began), round(len(images) / (ended - fitted))
-    return *sizes, *times, round(100 * right, 2), accuracy(net, mended, labels)
+    return *sizes, *times, round(100 * same_bits(images, mended, [bit]), 2), accuracy(net, mended, labels)
 
 
 def accuracy(net, images, labels):
@@ -66,8 +65,7 @@ def draw(rows, clean, title, path):
             axes.set_ylabel(label)
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
         figure.suptitle(title)
-        with written_whole(path) as temporary:
-            figure.savefig(temporary, format="png", dpi=DPI)
+        save(figure, path)
 
 
 def main():
@@ -91,7 +89,7 @@ def main():
         print(", ".join(f"{name} {figure}" for name, figure in zip(FIELDS, rows[-1])), flush=True)
         lines = (",".join(map(str, row)) for row in (FIELDS, *rows))
         write_text(path.with_suffix(".csv"), "\n".join(lines) + "\n")
-    draw(rows, clean, title, path.with_suffix(".png"))
+    draw(rows, clean, title, path)
 
 
 if __name__ == "__main__":

@@ -53,12 +53,8 @@ NUMPY_NUMBERS = [
         )
     ),
 ]
-FOR_NEXT_CYCLE = (
-    "images",
-    "teacher",
-    "threads",
-    "arithmetic",
-)  # what else a packed checkpoint holds, so that training can go on
+# what else a packed checkpoint holds, so that training can go on
+FOR_NEXT_CYCLE = ("images", "teacher", "threads", "arithmetic")
 PREFIXES = ("module.", "_orig_mod.")  # of keys; added by DataParallel and torch.compile
 
 

@@ -44,11 +44,14 @@ def check_same(path, saved, made_of, say):
     ):
         if saved.get(key, made_of[key]) != made_of[key]:
             raise UserError(f"{path} was trained {what} ({saved[key]}, here {made_of[key]}): {hint}")
-    for key, hint in (("threads", "OMP_NUM_THREADS={} keeps them"), ("arithmetic", "--bf16, --no-bf16")):
+    for key, how, hint in (
+        ("threads", "with {} threads", "OMP_NUM_THREADS={} keeps them"),
+        ("arithmetic", "on {}", "--bf16 and --no-bf16 choose the precision"),
+    ):
         before, now = saved.get(key, made_of[key]), made_of[key]
         if before != now:
             say(
-                f"warning: {path} was trained with {key} {before}, now {now}: "
+                f"warning: {path} was trained {how.format(before)}, now {now}: "
                 f"the numbers differ in their last bits ({hint.format(before)})"
             )
 
@@ -89,11 +92,9 @@ class Keeper:
         return 0 if rest else cycle
 
     def pack_cycle(self):
-        """Write the packed net at the end of one of several cycles, if it is not there already."""
+        """At the end of one of several cycles, write the packed net of the checkpoint."""
         cycle, packed = self.ended_cycle(self.epoch), checkpoints.packed_path(self.path)
-        if not cycle or self.options["cycles"] == 1 or self.holder != self.path:
-            return
-        if packed.is_file() and checkpoints.read_state(packed).get("packed_from") == digest(self.path.read_bytes()):
+        if not cycle or self.options["cycles"] == 1:
             return
         if cycle == 1:
             keep_old(packed)
@@ -102,6 +103,17 @@ class Keeper:
         about = f"after cycle {cycle} of {self.options['cycles']}"
         with torch.random.fork_rng(devices=[]):  # loading a net draws random numbers
             pack(self.path, checkpoints.load_net(self.path), self.clean, which, about)
+
+    def pack_lost_cycle(self):
+        """The same, if a kill came between saving the checkpoint and writing its packed net."""
+        if self.holder != self.path:
+            return
+        try:
+            packed_from = checkpoints.read_state(checkpoints.packed_path(self.path)).get("packed_from")
+        except UserError:  # missing or damaged
+            packed_from = None
+        if packed_from != digest(self.path.read_bytes()):
+            self.pack_cycle()
 
     def held(self, more=""):
         """Text that says what an interrupted training has saved."""

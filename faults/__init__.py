@@ -33,6 +33,7 @@ from faults.images import (
     image_bits,
     image_breaks,
     in_planes,
+    same_bits,
     set_bit,
 )
 from faults.layers import check_layers, first_faulty, memory_size

@@ -14,6 +14,12 @@ def get_bit(images, bit):
     return (images >> bit) & 1
 
 
+def same_bits(clean, images, bits):
+    """Share of the bits at these places, 0 to 1, that equal those of the clean images; six decimal places."""
+    shares = [(get_bit(clean, bit) == get_bit(images, bit)).double().mean().item() for bit in bits]
+    return round(sum(shares) / len(shares), 6)
+
+
 def set_bit(images, bit, values):
     """The images with bit `bit` of every value replaced by `values` (uint8, 0 or 1, broadcastable)."""
     return (images & (0xFF ^ (1 << bit))) | (values << bit)

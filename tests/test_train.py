@@ -646,9 +646,9 @@ def test_resuming_wants_the_same_images(data, tmp_path, succeed, complain):
     write_cifar10(tmp_path / "other", rows=21)
     assert "was trained on other images" in complain("--train", "--resume", "--no-compile", "--data", "other")
     lines = succeed("--train", "--resume", "--no-compile", "--data", ".")
-    assert all(line.startswith(f"warning: {CHECKPOINT} was trained with ") for line in lines[:2])
-    assert f"threads {state['threads'] + 1}, now {state['threads']}" in lines[0]
-    assert "arithmetic paper in float64, now " in lines[1]
+    assert all(line.startswith("warning: ") for line in lines[:2])
+    assert f"with {state['threads'] + 1} threads, now {state['threads']}" in lines[0]
+    assert f"{CHECKPOINT} was trained on paper in float64, now {state['arithmetic']}: " in lines[1]
 
 
 WORKER = """
