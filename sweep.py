@@ -390,7 +390,7 @@ class TestSet:
             return digest(code.encode(), training_digest(*self.where).encode())
         if fault.memory == "image":
             learns = fault.repair and REPAIRS[fault.repair].learn
-            return self.code_of(made_by, fault.repair, training_digest(*self.where) if learns else "")
+            return self.code_of(made_by, fault.repair, self.where[0], training_digest(*self.where) if learns else "")
         return self.code_of(code_digest, applied_by(fault))
 
     def _under(self, fault, seed):

@@ -48,11 +48,11 @@ from engine import (
     compiled,
     evaluate,
     export,
+    lessons,
     measure,
     resuming,
     state_of,
     take_norms_anew,
-    teachers,
     to_score,
     train_pass,
 )
@@ -69,7 +69,7 @@ from faults import (
     fault_of_options,
     recalibrated,
 )
-from models import LOSSES
+from models import LOSSES, teachers
 from models.costs import costs, table
 from models.folded import Folded
 from recipes import RECIPES, make_loss, make_optimizer, rate_factor, recipe_options, softness, steps_of_cycle
@@ -457,7 +457,7 @@ def prepare(net, batches, teacher, options, saved, args, processes):
         batch_size=options["batch_size"],
         layout=layout,
         autocast=autocast,
-        teach=teachers.lessons(teacher, device, autocast),
+        teach=lessons(teacher, device, autocast),
         compute_loss=make_loss(options),
         optimizer=optimizer,
         scheduler=scheduler,

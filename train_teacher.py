@@ -27,9 +27,10 @@ from common import (
     written_whole,
 )
 from datasets import DATASETS, read_images
-from engine import EvalBatches, Processes, TrainBatches, bf16_is_fast, checkpoints, evaluate, teachers, to_score
+from engine import EvalBatches, Processes, TrainBatches, bf16_is_fast, checkpoints, evaluate, to_score
 from engine.evaluation import score
 from faults import NO_FAULT
+from models import teachers
 from models.teacher import WIDTHS, Teacher
 
 DATASET = "cifar10"

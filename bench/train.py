@@ -31,9 +31,9 @@ from common import Parser, as_path, run, within
 from datasets import DATASETS, read_images
 from datasets.cifar import CIFAR10
 from datasets.demo import Demo
-from engine import TrainBatches, Training, bf16_is_fast, compiled, state_of, teachers, train_pass
+from engine import TrainBatches, Training, bf16_is_fast, compiled, lessons, state_of, train_pass
 from faults import TrainingFaults, TrainingMaps, as_planes, fault_of_options
-from models import CNV, TOPOLOGIES
+from models import CNV, TOPOLOGIES, teachers
 from models.costs import costs
 from recipes import MODERN, make_loss, make_optimizer
 from repairs import fault_of
@@ -111,7 +111,7 @@ def our_training(args, device):
         batch_size=BATCH_SIZE,
         layout=torch.channels_last,
         autocast=autocast,
-        teach=teachers.lessons(teacher, device, autocast),
+        teach=lessons(teacher, device, autocast),
         compute_loss=make_loss(options),
         optimizer=optimizer,
         scheduler=torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0),

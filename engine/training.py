@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from engine.batches import scale
 from engine.evaluation import score
 from faults import TrainingFaults, TrainingMaps
 
@@ -60,6 +61,23 @@ def train_pass(training, batches):
         if step % CHECK == 0 and not training.total(loss_sum).isfinite():
             break
     return sums, loss_sum, lr
+
+
+def lessons(teacher, device, autocast):
+    """A function: uint8 images N×3×size×size -> the teacher's float32 logits N×classes, computed on `device`.
+
+    Without a teacher (None) it returns None.
+    """
+    if teacher is None:
+        return lambda images: None
+    teacher = teacher.to(device, memory_format=torch.channels_last)
+
+    @torch.no_grad()
+    def teach(images):
+        with autocast:
+            return teacher(scale(images).contiguous(memory_format=torch.channels_last)).float()
+
+    return teach
 
 
 @torch.no_grad()

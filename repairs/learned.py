@@ -7,6 +7,7 @@ import torch
 
 from common import UserError, code_digest, content_digest, digest, first_line, write_bytes
 from faults import break_cells, broken_map, faulty_images, flip_cells
+from models import teachers
 from repairs.codes import PROTECTIONS
 from repairs.table import REPAIRS
 
@@ -15,9 +16,20 @@ FOLDER = Path("checkpoint/repairs")
 
 def _path_of(repair, bit, dataset, images_digest):
     learn = REPAIRS[repair].learn
-    repair = next(name for name, row in REPAIRS.items() if row.learn is learn)  # repairs with one `learn` share a file
-    learned_by = digest(images_digest.encode(), code_digest(learn).encode())[:8]
-    return FOLDER / f"{dataset}_{repair}_{bit}_{learned_by}.pt"
+    name = next(name for name, row in REPAIRS.items() if row.learn is learn)  # repairs with one `learn` share a file
+    learned_by = digest(images_digest.encode(), code_digest(learn).encode(), *_start_of(repair, dataset))[:8]
+    return FOLDER / f"{dataset}_{name}_{bit}_{learned_by}.pt"
+
+
+def _start_of(repair, dataset):
+    """Bytes that tell with what a repair begins to learn: the code of the repair before it, and the teacher's file."""
+    before = REPAIRS[repair].after
+    return [code_digest(REPAIRS[before].learn).encode(), _teacher_of(dataset)[1].encode()] if before else []
+
+
+def _teacher_of(dataset):
+    """(Teacher, digest of its file). UserError if it cannot be loaded."""
+    return teachers.load(teachers.path_of(dataset))
 
 
 def is_learned(repair, bit, dataset, images_digest):
@@ -29,7 +41,8 @@ def learned_state(repair, bit, dataset, images_digest, training_images):
     """The state that a repair learns for a broken bit from the training images of a data set; None if it learns none.
 
     Read from checkpoint/repairs/<dataset>_<repair>_<bit>_<digest>.pt. The digest is of the images and of the code that
-    learns. If there is no such file, the state is learned and written there. UserError if the file cannot be read.
+    learns, and of the teacher if the repair has one. If there is no such file, the state is learned and written there.
+    UserError if it cannot be read, or if there is no teacher.
     images_digest: of the training images. training_images: function that returns the clean ones, uint8 N×3×H×W.
     """
     learn = REPAIRS[repair].learn
@@ -37,9 +50,14 @@ def learned_state(repair, bit, dataset, images_digest, training_images):
         return None
     path = _path_of(repair, bit, dataset, images_digest)
     if not path.is_file():
-        images = training_images()
+        images, before, start = training_images(), REPAIRS[repair].after, ()
+        if before:
+            teacher, _ = _teacher_of(dataset)
+            if images.shape[-1] != teacher.size:
+                raise UserError(f"{teachers.path_of(dataset)} is for images of {teacher.size}×{teacher.size} pixels")
+            start = learned_state(before, bit, dataset, images_digest, lambda: images), teacher
         print(f"{path}: '{repair}' learns bit {bit} from training images of {dataset}, once", flush=True)
-        state = learn(images, bit)
+        state = learn(images, bit, *start)
         buffer = io.BytesIO()
         torch.save({"state": state, "sha256": content_digest(state)}, buffer)
         write_bytes(path, buffer.getbuffer())
@@ -52,16 +70,18 @@ def learned_state(repair, bit, dataset, images_digest, training_images):
         raise UserError(f"{path} cannot be read ({first_line(error)}): delete it, and it is learned anew") from None
 
 
-def made_by(repair, images_digest):
+def made_by(repair, dataset, images_digest):
     """A digest of what determines the images under an image fault: code, and what the repair learns from.
 
-    repair: a name in REPAIRS, or None. images_digest: of the training images; used by repairs that learn.
+    repair: a name in REPAIRS, or None. images_digest: of the training images of the data set; used by repairs that
+    learn.
     """
     if repair is None:
         return code_digest(faulty_images)
     row = REPAIRS[repair]
     functions = [faulty_images, row.mend, *([row.learn] if row.learn else [])]
-    return digest(code_digest(*functions).encode(), (images_digest if row.learn else "").encode())
+    learned_from = (images_digest if row.learn else "").encode()
+    return digest(code_digest(*functions).encode(), learned_from, *_start_of(repair, dataset))
 
 
 def made_by_cells(repair, protection, known):

@@ -5,6 +5,8 @@ predict it. Its inputs are the lower candidates and what the scans from the four
 convolutions with dilations 1, 2, 4, 2, 1, 1 follow; each of the inner four adds to what the one before it gave. So a
 value is judged by a neighbourhood of 2·(1 + 2 + 4 + 2 + 1 + 1) + 1 = 23 by 23 pixels, and through the scans also by
 pixels beyond. Each image is judged twice, once mirrored, and the two logits are averaged.
+
+A second pass can fit it to what counts: that a float net sees the same in the repaired image as in the clean one.
 """
 
 import torch
@@ -14,6 +16,7 @@ from tqdm import tqdm
 
 from datasets import spaced
 from faults import get_bit, set_bit
+from models import distillation
 from repairs.colors import corner_scans
 from repairs.pixels import zeros_of
 
@@ -26,6 +29,9 @@ PIXELS = 50_000 * 32 * 32  # pixels of the training images that are fitted on
 EPOCHS = 2
 BATCH = 2 * 32 * 32  # pixels
 LR = 1.5e-3  # of Adam; falls to zero along half a cosine
+TEACH_BATCH = 5 * 32 * 32  # pixels, and learning rate, of the pass with a teacher
+TEACH_LR = 3e-4
+TEMPERATURE = 2.0  # at which the teacher's predictions are compared
 SEED = 0
 
 
@@ -63,6 +69,14 @@ class Predictor(nn.Module):
         return self.last(x)
 
 
+def _net_of(state):
+    """The Predictor of which `state` is the state dict; it shares the tensors."""
+    with torch.device("meta"):  # draws no random numbers
+        net = Predictor()
+    net.load_state_dict(state, assign=True)
+    return net
+
+
 def _convolution(channels_in, channels_out, dilation=1):
     """A 3×3 convolution that keeps the size; beyond the border lies the nearest pixel."""
     return nn.Conv2d(channels_in, channels_out, 3, padding=dilation, dilation=dilation, padding_mode="replicate")
@@ -84,21 +98,49 @@ def learn_predictor(images, bit, epochs=EPOCHS):
 
     images: clean ones, uint8 N×3×H×W. If they have more than PIXELS pixels, only some of them, evenly spaced, are used.
     """
-    size = images.shape[-2] * images.shape[-1]
-    number, batch = (max(1, pixels // size) for pixels in (PIXELS, BATCH))
-    images = spaced(images, number)
-    scans, bits = corner_scans(images, bit), get_bit(images, bit)
-    generator = torch.Generator().manual_seed(SEED)
     with torch.random.fork_rng():
         torch.manual_seed(SEED)
         net = Predictor()
+    return _fitted(net, images, bit, epochs, BATCH, LR)
+
+
+def teach_predictor(images, bit, state, teacher):
+    """The state dict of a Predictor that is fitted on, so that a teacher sees in repaired images what it sees in clean.
+
+    To the loss on the bits comes the distance of the teacher's predictions for the means of the candidates, weighted
+    by the probabilities, from those for the clean images (models.distillation).
+
+    images: as for learn_predictor. state: from learn_predictor. teacher: a Teacher for images of this size.
+    """
+
+    def distance(zeros, logits, clean):
+        with torch.no_grad():
+            wanted = teacher(clean.float() / 255)
+        means = (zeros.float() + logits.sigmoid() * (1 << bit)) / 255
+        return distillation(teacher(means), wanted, TEMPERATURE)
+
+    net = _net_of({key: value.clone() for key, value in state.items()})
+    return _fitted(net, images, bit, 1, TEACH_BATCH, TEACH_LR, distance)
+
+
+def _fitted(net, images, bit, epochs, batch, lr, extra_loss=lambda zeros, logits, clean: 0):
+    """The state dict of a Predictor after `epochs` passes over images, in batches of `batch` pixels.
+
+    extra_loss: a function (lower candidates, logits, clean images) -> what is added to the loss on the bits.
+    """
+    size = images.shape[-2] * images.shape[-1]
+    number, batch = (max(1, pixels // size) for pixels in (PIXELS, batch))
+    images = spaced(images, number)
+    scans, bits = corner_scans(images, bit), get_bit(images, bit)
+    generator = torch.Generator().manual_seed(SEED)
     net.to(memory_format=torch.channels_last)
     order = torch.cat([torch.randperm(len(images), generator=generator) for _ in range(epochs)]).split(batch)
-    optimizer = torch.optim.Adam(net.parameters(), LR, fused=True)
+    optimizer = torch.optim.Adam(net.parameters(), lr, fused=True)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, len(order))
     for part in tqdm(order, f"fit bit {bit}", leave=False, disable=None):
         logits = net(look(scans[:, part], bit))
         loss = F.binary_cross_entropy_with_logits(logits, bits[part].float())
+        loss = loss + extra_loss(zeros_of(images[part], bit), logits, images[part])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -112,10 +154,7 @@ def predict(zeros, bit, state):
 
     zeros: the lower candidates, uint8 N×3×H×W. state: from learn_predictor.
     """
-    with torch.device("meta"):  # draws no random numbers
-        net = Predictor()
-    net.load_state_dict(state, assign=True)
-    net.to(zeros.device, memory_format=torch.channels_last)
+    net = _net_of(state).to(zeros.device, memory_format=torch.channels_last)
     chances = []
     for part in zeros.split(CHUNK):
         scans = corner_scans(part, bit)

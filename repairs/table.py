@@ -12,7 +12,7 @@ import torch
 from common import UserError
 from faults import MSB, NO_FAULT, Fault, broken_map
 from repairs import colors, masked, pixels
-from repairs.predictor import from_predictor, learn_predictor, mean_of_predictor
+from repairs.predictor import from_predictor, learn_predictor, mean_of_predictor, teach_predictor
 from repairs.total_variation import from_total_variation
 
 OLD_SPELLINGS = {"reparied_n": "repaired_n", "reparied_s": "repaired_s"}  # the original's
@@ -34,6 +34,7 @@ class Repair(NamedTuple):
     what: str  # it puts in the broken bit's place; for tables.md
     cost: RepairCost | None  # None: too slow for hardware that repairs pixels as they come (offline)
     learn: Callable | None = None  # (clean training images, bit) -> state: a tensor, or a dict of tensors
+    after: str = ""  # learning starts from what this repair has learned, with a teacher: (…, bit, its state, Teacher)
     sources: tuple = ()  # the bits that it can copy, if it copies one; a sweep measures all
     cannot: tuple = ()  # the broken bits that it cannot mend, because it reads them
     masked: Callable | None = None  # the same for any broken bits: (images, broken bits[, source]) -> images
@@ -110,6 +111,13 @@ REPAIRS = {
         "the mean of the candidates, weighted by how likely that net finds them",
         None,
         learn_predictor,
+    ),
+    "taught": Repair(
+        mean_of_predictor,
+        "the same, the net fitted on until a float net sees in the result what it sees in the clean image",
+        None,
+        teach_predictor,
+        after="learned",
     ),
 }
 

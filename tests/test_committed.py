@@ -65,7 +65,7 @@ def test_rows_were_made_by_the_code_of_today(folder):
         elif fault.kind in WEIGHT_KINDS:
             assert row["made_by"] == code_digest(faulty_weights)
         elif fault.kind != "none":
-            assert row["made_by"] == made_by(fault.repair, "")
+            assert row["made_by"] == made_by(fault.repair, row["dataset"], "")
 
 
 SETTINGS = (

@@ -83,7 +83,8 @@ def by_hand(repair, channel, bit):
     return result
 
 
-OTHERS = ("repaired_n", "table", "colors", "color_scans", "color_mean", "variation", "learned", "learned_mean")
+LEARNED = ("learned", "learned_mean", "taught")
+OTHERS = ("repaired_n", "table", "colors", "color_scans", "color_mean", "variation", *LEARNED)
 SIMPLE = [name for name in REPAIRS if name not in OTHERS]
 
 
@@ -98,7 +99,10 @@ def test_repairs_by_hand(repair):
 
 
 def learned_from(images, repair, bit):
-    return REPAIRS[repair].learn(images, bit) if REPAIRS[repair].learn else None
+    row = REPAIRS[repair]
+    if row.after:
+        return row.learn(images, bit, learned_from(images, row.after, bit), lambda images: images.mean((2, 3)))
+    return row.learn(images, bit) if row.learn else None
 
 
 @pytest.mark.parametrize("repair", list(REPAIRS))
@@ -116,7 +120,7 @@ def test_nothing_depends_on_what_the_broken_bit_reads_nor_changes_another_bit(re
         assert all(torch.equal(result, results[0]) for result in results)
         assert results[0].dtype == torch.uint8 and torch.equal(images, before)
         assert (
-            repair in ("midpoint", "color_mean", "learned_mean")
+            repair in ("midpoint", "color_mean", "learned_mean", "taught")
             or ((results[0] ^ images) & ~torch.tensor(1 << bit, dtype=torch.uint8)).max() == 0
         )
         alone = torch.cat([mend_alone(fault, image, state) for image in images])
@@ -267,6 +271,58 @@ def test_learned_repair_learns(monkeypatch):
     mended = {name: mend(name, images[100:], bit, state) for name in ("color_scans", "learned")}
     right = {name: (found == images[100:])[:, 2].float().mean() for name, found in mended.items()}
     assert right["learned"] > 0.85 and right["color_scans"] < 0.6
+
+
+def test_one_step_of_the_taught_repair_by_hand(monkeypatch):
+    """Adam's first step is the learning rate against the sign of the gradient, here of the loss in NumPy."""
+    images, bit, lr = pictures(4, 6, 7), 6, 0.01
+    monkeypatch.setattr(predictor, "TEACH_LR", lr)
+    before = predictor.learn_predictor(images, bit)
+    matrix = torch.from_numpy(np.random.default_rng(5).normal(0, 1, (3 * 6 * 7, 4))).float()
+    after = predictor.teach_predictor(images, bit, before, lambda images: images.flatten(1) @ matrix)
+    clean = images.numpy().astype(int)
+    zeros = clean - (clean >> bit & 1) * 2**bit
+
+    def softmax(x):
+        x = np.exp(x - x.max(1, keepdims=True))
+        return x / x.sum(1, keepdims=True)
+
+    def losses(state):
+        """On the bits; and the teacher's, with temperature 2."""
+        ones = 1 / (1 + np.exp(-np.array([logits_by_hand(image, bit, state) for image in clean])))
+        on_bits = -np.log(np.where(clean >> bit & 1, ones, 1 - ones)).mean()
+        seen = ((zeros + 2**bit * ones).reshape(4, -1) / 255) @ matrix.double().numpy()
+        wanted = (clean.reshape(4, -1) / 255) @ matrix.double().numpy()
+        own, wanted = softmax(seen / 2), softmax(wanted / 2)
+        return np.array([on_bits, 4 * (wanted * np.log(wanted / own)).sum(1).mean()])
+
+    decided = 0
+    for key, place in [("last.bias", (0,)), ("last.bias", (1,)), ("last.bias", (2,)), ("first.bias", (3,))] + [
+        ("last.weight", (channel, number, 1, 1)) for channel in range(3) for number in range(0, 32, 8)
+    ]:
+        low, high = ({name: value.double() for name, value in before.items()} for _ in "ab")
+        for state, step in ((low, -1e-5), (high, 1e-5)):
+            state[key] = state[key].clone()
+            state[key][place] += step
+        slopes = (losses(high) - losses(low)) / 2e-5
+        if abs(slopes.sum()) < 1e-4:
+            continue
+        moved = (after[key][place] - before[key][place]).item()
+        assert moved == pytest.approx(-lr * np.sign(slopes.sum()), rel=0.02), (key, place, slopes)
+        decided += np.sign(slopes[0]) != np.sign(slopes.sum())
+    assert decided > 0  # the loss on the bits alone would have moved some the other way
+
+
+def test_the_taught_repair_leaves_what_it_starts_from():
+    images = pictures(4, 6, 7)
+    before = predictor.learn_predictor(images, 6)
+    copy = {key: value.clone() for key, value in before.items()}
+    torch.manual_seed(1)
+    after = predictor.teach_predictor(images, 6, before, lambda images: images.mean((2, 3)))
+    drawn = torch.rand(())
+    torch.manual_seed(1)
+    assert torch.rand(()) == drawn and all(torch.equal(before[key], copy[key]) for key in copy)
+    assert not any(torch.equal(before[key], after[key]) for key in copy)
 
 
 def test_learned_repair_takes_images_of_any_size_and_as_many_as_it_should(monkeypatch):

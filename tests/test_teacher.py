@@ -10,10 +10,12 @@ from torch import nn
 
 import train_smaller
 import train_teacher
+from common import UserError
 from datasets import read_images
-from engine import teachers
-from models import TOPOLOGIES, Topology, distillation
+from engine import checkpoints
+from models import TOPOLOGIES, Topology, distillation, teachers
 from models.teacher import WIDTHS, Teacher
+from repairs import REPAIRS, learned_state, made_by
 
 FILE = Path("checkpoint/teacher.cifar10_11111.pt")
 TRAIN = ["--train", "--data", ".", "--batch-size", "16", "--no-compile", "--epochs", "1", "--teacher", str(FILE)]
@@ -49,7 +51,7 @@ def write(teacher, path=FILE):
     copy = Teacher(teacher.size, teacher.classes)
     copy.load_state_dict(teacher.state_dict())
     path.parent.mkdir(exist_ok=True)
-    teachers.checkpoints.write(path, teachers.contents(copy, "cifar10", 10.0, {}))
+    checkpoints.write(path, teachers.contents(copy, "cifar10", 10.0, {}))
 
 
 def test_loss_against_numpy():
@@ -92,10 +94,10 @@ def test_the_teacher_sees_clean_images_and_the_net_faulty_ones(teacher, run_scri
         return lambda *given: seen.append(given) or compute_loss(*given)
 
     shown = []
-    lessons = teachers.lessons
+    lessons = train_smaller.lessons
     monkeypatch.setattr(train_smaller, "make_loss", make_loss)
     monkeypatch.setattr(
-        teachers, "lessons", lambda *given: (teach := lessons(*given)) and (lambda x: shown.append(x) or teach(x))
+        train_smaller, "lessons", lambda *given: (teach := lessons(*given)) and (lambda x: shown.append(x) or teach(x))
     )
     status, _, err = run_script(train_smaller, *TRAIN, "--mem_fault", "constant_1", "--faulty_bit", "7", "--no-bf16")
     assert status == 0, err
@@ -145,7 +147,7 @@ def test_a_training_does_not_go_on_with_another_teacher(run_script, teacher):
     assert status == 0, err
     state = torch.load("checkpoint/ckpt.t7.cifar10_smaller_11111.pth")
     state["epoch"] = 1
-    teachers.checkpoints.write(Path("checkpoint/ckpt.t7.cifar10_smaller_11111.pth"), state)
+    checkpoints.write(Path("checkpoint/ckpt.t7.cifar10_smaller_11111.pth"), state)
     write(with_statistics(Teacher(32, 10)))
     assert "was trained with another teacher" in fails(run_script, train_smaller, *words, "--resume")
 
@@ -194,6 +196,46 @@ def test_an_interrupted_training_goes_on(run_script, monkeypatch):
     again = torch.load(FILE)
     assert all(torch.equal(again["teacher"][key], whole["teacher"][key]) for key in whole["teacher"])
     assert again["acc"] == whole["acc"] and not FILE.with_suffix(".unfinished").exists()
+
+
+_given = []  # to `teach` below; in a test it would count as code that learns, and be learned anew
+
+
+def test_a_repair_that_learns_with_the_teacher(teacher, monkeypatch):
+    """It starts from what `learned` has learned; what it learns is kept for this teacher's file."""
+    row, images = REPAIRS["taught"], torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+    before, given = REPAIRS[row.after].learn, _given
+    given.clear()
+
+    def learn(images, bit):
+        return {"weight": torch.full((2,), float(bit))}
+
+    def teach(images, bit, state, teacher):
+        _given.append((state["weight"].tolist(), teacher(torch.ones(1, 3, 32, 32))))
+        return {"weight": state["weight"] + 1}
+
+    for name, other in REPAIRS.items():
+        if other.learn in (before, row.learn):
+            monkeypatch.setitem(REPAIRS, name, other._replace(learn=teach if name == "taught" else learn))
+
+    def found():
+        return learned_state("taught", 6, "cifar10", "digest", lambda: images)["weight"].tolist()
+
+    assert found() == found() == [7, 7] and len(given) == 1
+    assert learned_state("learned", 6, "cifar10", "digest", lambda: images)["weight"].tolist() == [6, 6]
+    assert given[0][0] == [6, 6]
+    with torch.no_grad():
+        torch.testing.assert_close(given[0][1], teacher(torch.ones(1, 3, 32, 32)), rtol=0.02, atol=0.02)
+    made = made_by("taught", "cifar10", "digest")
+    write(with_statistics(Teacher(32, 10)))
+    assert made_by("taught", "cifar10", "digest") != made
+    assert found() == [7, 7] and len(given) == 2
+    write(Teacher(64, 10).eval())
+    with pytest.raises(UserError, match="is for images of 64×64 pixels"):
+        found()
+    FILE.unlink()
+    with pytest.raises(UserError, match="is missing: train_teacher"):
+        found()
 
 
 def test_it_learns(run_script, monkeypatch, tmp_path):

@@ -9,13 +9,14 @@ from pathlib import Path
 import torch
 
 from common import UserError, content_digest, first_line
-from engine import checkpoints
-from engine.batches import scale
 from models.teacher import WIDTHS, Teacher
 
+FOLDER = Path("checkpoint")
+SEED = 11111  # of the teachers that come with this repository
 
-def path_of(dataset, seed):
-    return Path(checkpoints.FOLDER) / f"teacher.{dataset}_{seed}.pt"
+
+def path_of(dataset, seed=SEED):
+    return FOLDER / f"teacher.{dataset}_{seed}.pt"
 
 
 def contents(teacher, dataset, acc, options):
@@ -51,23 +52,6 @@ def build(content):
     teacher = Teacher(content["size"], content["classes"]).folded()
     teacher.load_state_dict(content["teacher"])
     return teacher.requires_grad_(False)
-
-
-def lessons(teacher, device, autocast):
-    """A function: uint8 images N×3×size×size -> the teacher's float32 logits N×classes, computed on `device`.
-
-    Without a teacher (None) it returns None.
-    """
-    if teacher is None:
-        return lambda images: None
-    teacher = teacher.to(device, memory_format=torch.channels_last)
-
-    @torch.no_grad()
-    def teach(images):
-        with autocast:
-            return teacher(scale(images).contiguous(memory_format=torch.channels_last)).float()
-
-    return teach
 
 
 def check_fits(path, teacher, net):
