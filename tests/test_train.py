@@ -126,12 +126,13 @@ def test_interrupted_and_resumed_equals_uninterrupted(root, data, succeed, run_s
     packed = [checkpoints.packed_path(CHECKPOINT).with_suffix(suffix) for suffix in (".pth", ".txt")]
     cycle = {path: path.read_bytes() for path in packed}
 
-    for path in packed:  # as if the kill had come before they were written
-        path.unlink()
-    with monkeypatch.context() as patch:
-        patch.setattr(train_smaller, "loop", stopped)
-        assert run_script(train_smaller, *options, "--resume")[0] == 130
-    assert cycle == {path: path.read_bytes() for path in packed}
+    for damage in (Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:200])):
+        for path in packed:  # as if the kill had come before they were written whole
+            damage(path)
+        with monkeypatch.context() as patch:
+            patch.setattr(train_smaller, "loop", stopped)
+            assert run_script(train_smaller, *options, "--resume")[0] == 130
+        assert cycle == {path: path.read_bytes() for path in packed}
 
     resumed = succeed(*options, "--resume")
     assert [line.split("  ")[0] for line in resumed[2:]] == ["epoch 3/4", "epoch 4/4"]
