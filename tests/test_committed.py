@@ -87,7 +87,9 @@ PREDICTED = {
     "cifar10_smaller_flip": "1ca34fdd 940a067f 916e37df 514b6099 2b160643 f13fc9c4 445f289b 3aaef48a cf2d1a7a 0955fdc0",
     "cifar10_smaller_pad": "c1b2c577 b246c7ad 3f106cad 280a89e3 45c161c9 b1445b93 9054491a 59fbc304 d103023b 4e9f0ee0",
     "cifar10_smaller": "9ca84b62 e6dc2976 1b335ad5 70327b0b 749ccdc4 0f98e657 772ddf40 79913913 a03054ab e7cb7a66",
-    "tiny_imagenet_smaller": "fd8d198f 59f2f23c a31a7ab4 e1711f26 137d8faf fa8871eb 6dc51589 6beff71e ac0efb44 "
+    "tiny_imagenet_smaller": "ed12ba07 a34d39d0 8561ad10 fbac51a3 0cf1b903 df9cc2b9 6f29edb9 fd0a174b 37e2f597 "
+    "17ff2c2c",
+    "tiny_imagenet_smaller_44epochs": "fd8d198f 59f2f23c a31a7ab4 e1711f26 137d8faf fa8871eb 6dc51589 6beff71e ac0efb44 "
     "007849e1",
 }
 
