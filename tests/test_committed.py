@@ -89,8 +89,8 @@ PREDICTED = {
     "cifar10_smaller": "9ca84b62 e6dc2976 1b335ad5 70327b0b 749ccdc4 0f98e657 772ddf40 79913913 a03054ab e7cb7a66",
     "tiny_imagenet_smaller": "ed12ba07 a34d39d0 8561ad10 fbac51a3 0cf1b903 df9cc2b9 6f29edb9 fd0a174b 37e2f597 "
     "17ff2c2c",
-    "tiny_imagenet_smaller_44epochs": "fd8d198f 59f2f23c a31a7ab4 e1711f26 137d8faf fa8871eb 6dc51589 6beff71e ac0efb44 "
-    "007849e1",
+    "tiny_imagenet_smaller_44epochs": "fd8d198f 59f2f23c a31a7ab4 e1711f26 137d8faf fa8871eb 6dc51589 6beff71e "
+    "ac0efb44 007849e1",
 }
 
 
