@@ -9,93 +9,40 @@ Each row of sweep.csv is written as soon as it is measured. After an interruptio
 is missing. Rows for other bits, rates or runs are added to those that are there.
 """
 
-import io
-import math
 import os
 import sys
 from argparse import BooleanOptionalAction
 from contextlib import ExitStack
-from functools import cache, lru_cache
+from functools import cache
 from itertools import product
 
-import numpy as np
-import torch
-
 import CIFARDataset
-from common import (
-    Parser,
-    UserError,
-    as_path,
-    code_digest,
-    digest,
-    first_line,
-    keep_old,
-    locked,
-    run,
-    within,
-    write_bytes,
-    write_text,
-)
-from datasets import read_images, spaced
-from engine import (
-    EvalBatches,
-    Processes,
-    calibrated_on,
-    calibration_of,
-    checkpoints,
-    measure,
-    state_of,
-    training_digest,
-)
-from engine.critical import random_flips, worst_flips
+from common import Parser, UserError, as_path, first_line, locked, run, within, write_text
+from engine import Processes, TestSet
 from faults import (
     MEMORIES,
     MSB,
     NO_FAULT,
     NOISE_KINDS,
-    RECALIBRATED,
     Cells,
     Fault,
     add_cell_options,
-    applied_by,
     as_planes,
     can_recalibrate,
     check_folded,
     check_layers,
     fault_of_cells,
-    first_faulty,
-    memory_size,
     recalibrated,
-    same_bits,
 )
-from models.folded import RECALIBRATION, Folded
-from repairs import (
-    PROTECTIONS,
-    REPAIRS,
-    ImpossibleRepair,
-    made_by,
-    made_by_cells,
-    with_fault,
-    with_protection,
-    with_repair,
-)
+from repairs import PROTECTIONS, REPAIRS, ImpossibleRepair, with_protection, with_repair
 from report import (
-    OtherVersion,
-    changes,
+    TestedNet,
     compared_names,
-    confusion,
-    draw_critical,
     fault_in,
-    flips_needed,
     markdown,
-    mcnemar,
-    name_of,
-    read_critical,
     read_rows,
-    row_of,
     summary_json,
     to_line,
-    write_critical,
     write_pictures,
     write_plots,
     write_rows,
@@ -118,7 +65,6 @@ BER = [1e-4, 1e-3, 1e-2, 0.1]  # bit error rates of the memories in --memory
 READING = ["inverted"]  # what broken cells of these memories read
 SEARCHED = 1000  # training images whose loss the search of --critical raises
 MOST_FLIPS = 20_000  # flipped signs at which that search ends in any case
-KEPT_BYTES = 400_000_000  # of feature maps that are kept to compute only the layers behind a fault
 FLAGGED = "median"  # repair of the bytes that a code flags
 RUNS = 10  # of each random fault; run r draws with seed + r
 LINE = 50  # faults per line of progress, if there is no terminal for a progress bar
@@ -362,268 +308,6 @@ def sets_of_layers(args, sessions):
     return [(name,) for name in names.pop()]
 
 
-def psnr(clean, images):
-    """Peak signal-to-noise ratio over all values of all images, dB; None if nothing differs."""
-    errors = sum(((a.int() - b.int()) ** 2).sum().item() for a, b in zip(clean.split(1000), images.split(1000)))
-    return round(10 * math.log10(255**2 * clean.numel() / errors), 4) if errors else None
-
-
-class TestSet:
-    """The test images of a data set, clean and under faults."""
-
-    def __init__(self, dataset, args):
-        self.where = dataset, args.data, args.workers
-        self.images, self.labels = read_images(dataset, args.data, False, args.workers)
-        self.digest = digest(self.images, self.labels)
-        self.state_of = cache(lambda fault: state_of(fault, *self.where))
-        self.code_of = cache(lambda digest_of, *arguments: digest_of(*arguments))
-        self.under = lru_cache(1)(self._under)  # keeps one fault: all sessions measure it before the next fault
-
-    def made_by(self, fault):
-        """A digest of what determines a fault's results besides net and test images; None for no fault."""
-        if fault.kind == "none":
-            return None
-        if fault.cells and fault.memory == "image":
-            return self.code_of(made_by_cells, fault.repair, fault.protection, fault.known)
-        if fault.repair == RECALIBRATED:
-            code = self.code_of(code_digest, applied_by(fault), calibrated_on, *RECALIBRATION)
-            return digest(code.encode(), training_digest(*self.where).encode())
-        if fault.memory == "image":
-            learns = fault.repair and REPAIRS[fault.repair].learn
-            return self.code_of(made_by, fault.repair, self.where[0], training_digest(*self.where) if learns else "")
-        return self.code_of(code_digest, applied_by(fault))
-
-    def _under(self, fault, seed):
-        """(images after a fault and its repair, {column: value} of its row: recovered bits and PSNR)."""
-        images = with_fault(self.images, fault, seed, self.state_of(fault))
-        if fault.memory != "image":
-            return images, {}
-        bits = [fault.bit] if fault.bit is not None else [bit for bit, _ in fault.cells.planes]
-        return images, {"recovered": same_bits(self.images, images, bits), "psnr": psnr(self.images, images)}
-
-
-class Session:
-    """A checkpoint's net to evaluate, with its test images and its folder of results."""
-
-    def __init__(self, sess, seed, args, device, test_sets):
-        self.path = checkpoints.find(sess, seed)
-        dataset, net, state = checkpoints.load_net(self.path, wsconv=args.wsconv)
-        if net.wsconv != checkpoints.trained_as(self.path, state)["wsconv"]:
-            sess = f"{sess}_tested_{'with' if net.wsconv else 'without'}_wsconv"
-        self.name, self.seed = f"{sess}_{seed}", seed
-        self.packed = "signs" in state
-        self.net = net.to(device, memory_format=torch.channels_last)
-        self.tester = Folded(self.net) if args.fold else self.net
-        if dataset not in test_sets:
-            test_sets[dataset] = TestSet(dataset, args)
-        self.test_set = test_sets[dataset]
-        checkpoints.check_fits(self.path, net, self.test_set.images, self.test_set.labels)
-        self.what = {
-            "dataset": dataset,
-            "images": self.test_set.digest,
-            "sess": sess,
-            "seed": seed,
-            "checkpoint": self.checkpoint_digest(state),
-            "n": len(self.test_set.labels),
-        }
-        self.folder = as_path(args.results) / self.name
-        if self.images_differ():
-            self.folder = self.folder.with_name(f"{self.name}_{self.what['images']}")
-        self.calibration = cache(self._calibration)
-        self.kept_maps = lru_cache(1)(self._kept_maps)  # keeps one layer: its faults are measured one after another
-        self.predictions = {}  # {fault without a repair: predicted classes}
-        self.changed = False  # True if its sweep.csv has changed since the tables were written
-
-    def checkpoint_digest(self, state):
-        """Digest of the checkpoint; of a packed one that of its source, if its own content is known to be right."""
-        if self.packed and "packed_from" in state and "sha256" in state:
-            return state["packed_from"]
-        return digest(self.path.read_bytes())
-
-    @property
-    def csv(self):
-        return self.folder / "sweep.csv"
-
-    def images_differ(self):
-        """True if the folder holds results of this net on other test images, such as another copy of the data set."""
-        try:
-            rows = self.rows() if self.csv.is_file() else []
-        except UserError:
-            return False
-        return any(
-            row["checkpoint"] == self.what["checkpoint"] and row["images"] != self.what["images"] for row in rows
-        )
-
-    def tidy(self, replace, say):
-        """Make the folder and an empty sweep.csv, or remove from the one there the rows that must be measured again."""
-        try:
-            try:
-                rows, damaged = read_rows(self.csv) if self.csv.exists() else ([], [])
-                foreign = self.foreign(rows)
-            except OtherVersion:
-                rows, damaged, foreign = [], [], "another version of this project"
-            if foreign and replace:
-                keep_old(self.folder)
-                say(f"{self.csv} held rows of {foreign}: now in {self.folder}.old")
-                rows, damaged = [], []
-            elif foreign:
-                raise UserError(
-                    f"{self.csv} holds rows of {foreign}: --replace moves {self.folder} away, "
-                    "--results names another folder"
-                )
-            own = [row for row in rows if self.is_current(row)]
-            outdated = [to_line(row).rstrip("\n") for row in rows if not self.is_current(row)]
-            self.put_away("damaged", [text for _, text in damaged])
-            self.put_away("outdated", outdated)
-            if damaged:
-                say(
-                    f"{self.csv}: line {', '.join(str(number) for number, _ in damaged)} cut short or damaged: "
-                    f"moved to {self.csv.name}.damaged, the other {len(rows)} rows stay"
-                )
-        except OSError as error:
-            raise UserError(f"{self.csv} cannot be read ({error.strerror}): name another folder by --results") from None
-        if outdated:
-            say(
-                f"{self.csv}: {len(outdated)} rows were made by another code of their fault or repair, or learned from "
-                f"other images: moved to {self.csv.name}.outdated, and measured anew if they are asked for"
-            )
-        unknown = sum(row["made_by"] is None and row["fault"] != "none" for row in own)
-        if unknown:
-            say(f"{self.csv}: {unknown} rows are from before rows said what made them: taken as they are")
-        tables = self.folder / "tables.md"
-        # it may have grown without its tables, by a sweep that was cut short
-        self.changed = (
-            not tables.is_file() or not self.csv.is_file() or self.csv.stat().st_mtime > tables.stat().st_mtime
-        )
-        self.changed |= bool(damaged or outdated)
-        write_rows(self.csv, own)
-
-    def put_away(self, why, lines):
-        """Append lines of sweep.csv to sweep.csv.<why>."""
-        if lines:
-            with open(self.csv.with_name(f"{self.csv.name}.{why}"), "a", encoding="utf-8") as file:
-                file.writelines(f"{line}\n" for line in lines)
-
-    def is_current(self, row):
-        """True if a row was made by today's code. Rows of older versions, without `made_by`, count as made by it."""
-        return row["made_by"] in (None, self.test_set.made_by(fault_in(row)))
-
-    def foreign(self, rows):
-        """Describes the first mismatch between rows and this session; "" if there is none."""
-        for row in rows:
-            for key, value in self.what.items():
-                if row[key] != value:
-                    return f"{key} {row[key]}, not {value} as in {self.path} and its test set"
-        return ""
-
-    def rows(self):
-        return read_rows(self.csv)[0]
-
-    def evaluate(self, fault):
-        """(what is Measured under a fault, {column: value} of the quality of its images)."""
-        seed = self.seed + fault.run
-        # one seed for all sessions: no repair of a whole plane depends on what broken bits read
-        images, quality = self.test_set.under(fault, 0 if fault.repair and not fault.cells else seed)
-        batches = EvalBatches(images, self.test_set.labels, next(self.net.parameters()).device)
-        if fault.repair == RECALIBRATED:
-            return measure(fault, self.net, self.tester, batches, seed, calibration=self.calibration()), quality
-        first = first_faulty(fault, self.net)
-        kept = self.kept_maps(first) if first and self.tester is not self.net else None
-        if kept is None:
-            return measure(fault, self.net, self.tester, batches, seed), quality
-        self.tester.start = first
-        try:
-            return measure(fault, self.net, self.tester, kept, seed), quality
-        finally:
-            self.tester.start = 0
-
-    def _kept_maps(self, layer):
-        """Batches of (what a layer of the intact net reads, labels) for all test images; None if they are too large."""
-        batches = EvalBatches(self.test_set.images, self.test_set.labels, next(self.net.parameters()).device)
-        found, size = [], 0
-        for images, labels in batches:
-            found.append((self.tester.maps_before(layer, images), labels))
-            size += found[-1][0].nbytes
-            if size > KEPT_BYTES:
-                return None
-        return found
-
-    def _calibration(self):
-        """What thresholds are recalibrated with."""
-        dataset, data, workers = self.test_set.where
-        images = calibrated_on(read_images(dataset, data, True, workers)[0])
-        return calibration_of(self.tester, images.to(next(self.net.parameters()).device))
-
-    def predicted(self, fault):
-        """The predicted classes under a fault without a repair, int64 N."""
-        if fault not in self.predictions:
-            self.predictions[fault] = self.evaluate(fault)[0].predicted.short()
-        return self.predictions[fault].long()
-
-    def measure(self, fault):
-        """Measure a fault, and write its confusion matrix. Returns its row."""
-        measured, quality = self.evaluate(fault)
-        labels, predicted = self.test_set.labels, measured.predicted
-        if without_repair(fault) == fault:
-            self.predictions[fault] = predicted.short()
-        else:
-            quality["mcnemar"] = mcnemar(labels, self.predicted(without_repair(fault)), predicted)
-        self.write_confusion(fault, confusion(labels, predicted, self.net.classes))
-        return row_of(
-            fault,
-            measured.score,
-            **self.what,
-            run_seed=self.seed + fault.run,
-            made_by=self.test_set.made_by(fault),
-            flipped=measured.flipped,
-            size=memory_size(fault, self.net, self.test_set.images[0].numel()),
-            **changes(labels, self.predicted(NO_FAULT), predicted),
-            **quality,
-        )
-
-    def search(self, runs, say):
-        """Write critical.csv and its plot: the worst flips and `runs` random ones, until the net is at chance."""
-        path, made = self.folder / "critical.csv", code_digest(worst_flips, random_flips)
-        what = {name: str(self.what[name]) for name in ("sess", "seed", "checkpoint", "images")} | {"made_by": made}
-        rows = [row for row in read_critical(path) if what.items() <= row.items()]
-        for (choice, number), steps in self.searches(runs, flips_needed(rows)).items():
-            for flips, layers, score in steps:
-                spread = "+".join(f"{layer}:{number}" for layer, number in layers.items() if number)
-                step = {"choice": choice, "run": str(number), "flips": str(flips), "layers": spread}
-                rows.append({**what, **step, "n": str(score.n), "correct": str(score.correct)})
-                say(f"{self.name}: {flips} flipped signs, {choice} {number}: {score.top1:.2f} %")
-            write_critical(path, rows)
-        draw_critical(self.folder, self.name, rows)
-        for (choice, number), flips in flips_needed(rows).items():
-            say(f"{self.name}: {flips} flipped signs, {choice} {number}, bring the net to chance")
-
-    def searches(self, runs, done):
-        """{(choice, run): steps of a search that is not done yet}."""
-        batches = EvalBatches(self.test_set.images, self.test_set.labels, next(self.net.parameters()).device)
-        found = {
-            ("random", number): random_flips(self.net, self.tester, batches, self.seed + number)
-            for number in range(runs)
-            if ("random", str(number)) not in done
-        }
-        if ("gradient", "0") not in done:
-            dataset, data, workers = self.test_set.where
-            images, labels = read_images(dataset, data, True, workers)
-            images, labels = spaced(images, SEARCHED), spaced(labels, SEARCHED)
-            found["gradient", 0] = worst_flips(self.net, self.tester, images, labels, batches, MOST_FLIPS)
-        return found
-
-    def write_confusion(self, fault, matrix):
-        """Write images of each class (row) by predicted class (column) to confusion/<fault>.npz, compressed."""
-        with io.BytesIO() as buffer:
-            np.savez_compressed(buffer, confusion=matrix.int().numpy())
-            write_bytes(self.folder / "confusion" / f"{name_of(fault)}.npz", buffer.getbuffer())
-
-
-def without_repair(fault):
-    """The same fault without repair and protection."""
-    return fault._replace(repair=None, source=None, known=None, protection=None)
-
-
 def turn(fault):
     """Sort key: layer by layer, because the maps before one layer are kept; by run, to draw random bits once per run.
 
@@ -636,10 +320,11 @@ def turn(fault):
 
 def sweep(args, processes):
     names = [(sess, seed) for seed in dict.fromkeys(args.seed) for sess in dict.fromkeys(args.sess)]
-    test_sets = {}
+    test_set_of = cache(lambda dataset: TestSet(dataset, args.data, args.workers))
+    options = {"wsconv": args.wsconv, "fold": args.fold, "results": as_path(args.results), "device": processes.device}
     with ExitStack() as locks:
         with processes.first_alone():
-            sessions = [Session(sess, seed, args, processes.device, test_sets) for sess, seed in names]
+            sessions = [TestedNet(sess, seed, test_set_of=test_set_of, **options) for sess, seed in names]
             if processes.rank == 0:
                 for session in sessions:
                     locks.enter_context(locked(session.folder, f"{session.folder}"))
@@ -649,7 +334,7 @@ def sweep(args, processes):
         if processes.rank == 0:
             changed = write_up(sessions)
             for session in sessions if args.critical else []:
-                session.search(args.runs, processes.print)
+                session.search(args.runs, SEARCHED, MOST_FLIPS, processes.print)
             if changed:
                 print(f"{write_page(as_path(args.results), args.data, args.workers)[0]}: all sessions")
 

@@ -6,4 +6,5 @@ from engine.evaluation import Measured, Score, calibration_of, evaluate, faulty_
 from engine.finn_export import check_export_packages, export
 from engine.packing import pack
 from engine.processes import Processes
+from engine.test_set import TestSet
 from engine.training import Training, bf16_is_fast, compiled, lessons, take_norms_anew, train_pass

@@ -247,7 +247,7 @@ def test_interrupted_and_continued_equals_uninterrupted(ready, call, monkeypatch
     assert len(whole) - len(FILES) == len(csv_rows())  # confusion matrices
     shutil.rmtree(FOLDER)
 
-    measure, count = sweep.measure, 0
+    measure, count = report.tested_net.measure, 0
 
     def stop_after_20(*args):
         nonlocal count
@@ -257,7 +257,7 @@ def test_interrupted_and_continued_equals_uninterrupted(ready, call, monkeypatch
         return measure(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(sweep, "measure", stop_after_20)
+        patch.setattr(report.tested_net, "measure", stop_after_20)
         status, _, err = call(*FEW)
     assert status == 130 and "the same command goes on" in err
     assert len(csv_rows()) == 20
