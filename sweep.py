@@ -46,6 +46,7 @@ from report import (
     write_pictures,
     write_plots,
     write_rows,
+    write_seeds,
 )
 from report.page import write_page
 
@@ -336,6 +337,8 @@ def sweep(args, processes):
             for session in sessions if args.critical else []:
                 session.search(args.runs, SEARCHED, MOST_FLIPS, processes.print)
             if changed:
+                for path in write_seeds(as_path(args.results)):
+                    print(f"{path}: nets that differ in their seed only")
                 print(f"{write_page(as_path(args.results), args.data, args.workers)[0]}: all sessions")
 
 
