@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains, packs and sweeps the nets that lie packed in checkpoint/: teacher first, then the distilled nets.
+# Trains, packs and sweeps a teacher and the nets distilled from it, and the default recipe, with and without WS, on a GPU.
 #
 #   bench/nets.sh cifar10                    # one after the other
 #   JOBS=4 bench/nets.sh cifar10             # four at a time, for one GPU
