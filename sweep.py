@@ -30,7 +30,6 @@ from faults import (
     as_planes,
     can_recalibrate,
     check_folded,
-    check_layers,
     fault_of_cells,
     recalibrated,
 )
@@ -145,7 +144,9 @@ def parse():
         "--fold", action=BooleanOptionalAction, default=True, help="evaluate the folded net, not Brevitas' own"
     )
     args = parser.parse_args()
-    if args.critical and not args.memory:
+    if args.critical and args.memory:
+        raise UserError("--critical measures the memory of the weights, layer by layer: leave --memory out")
+    if args.critical:
         args.memory, args.layers = ["weights"], args.layers or ["each"]
     check_args(args)
     return fill_defaults(args)
@@ -185,6 +186,7 @@ def fill_defaults(args):
     """
     named = bool(args.memory)
     named |= any(getattr(args, name) is not None for name in ("bits", "repair", "rate", "rate_bits", "sigma", "flip"))
+    args.repairs_named = args.repair is not None
     args.mends = args.repair if args.memory and args.repair else []
     planes = args.bits is not None or (args.repair is not None and not args.memory)
     rates = args.rate or args.rate_bits is not None
@@ -248,7 +250,7 @@ def several_planes(planes, args):
     if args.unrepaired:
         faults += [fault_of_cells(cells, "random", 1.0, run) for run in range(args.runs)]
         faults += [fault_of_cells(cells, kind, 1.0) for kind in ("stuck_at_0", "stuck_at_1")]
-    return faults + with_each_repair([fault_of_cells(cells, "random", 1.0)], args.repair)
+    return faults + with_each_repair([fault_of_cells(cells, "random", 1.0)], args.repair, args.repairs_named)
 
 
 def faults_of_memory(memory, args, layers):
@@ -267,23 +269,29 @@ def faults_of_memory(memory, args, layers):
     if memory != "image":
         return faults
     guarded = [each for fault in faults for each in under_protection(fault, args)]
-    return faults + with_each_repair(faults, args.mends) + guarded
+    return faults + with_each_repair(faults, args.mends, args.repairs_named) + guarded
 
 
 def under_protection(fault, args):
     """A fault of cells of the image memory under each protection that can be; with the repairs of what it flags."""
-    faults = []
+    found, refused = [], None
     for name in args.protection or ():
         for repair in (args.mends or [FLAGGED]) if PROTECTIONS[name].detects else [None]:
-            if fault.cells.persistent or not PROTECTIONS[name].rotates:
-                faults.append(with_protection(fault, name, repair))
-    return faults
+            if fault.persistent or not PROTECTIONS[name].rotates:
+                try:
+                    found.append(with_protection(fault, name, repair))
+                except ImpossibleRepair as error:
+                    refused = error
+    if refused and not found:
+        raise refused
+    return found
 
 
-def with_each_repair(faults, repairs):
+def with_each_repair(faults, repairs, named):
     """Faults of cells of the image memory with each of the repairs that can mend them, told the map and not told it.
 
-    Transient cells have no map, and without one a repair needs an intact plane. UserError if there is no such fault.
+    Transient cells have no map, and without one a repair needs an intact plane. UserError if there is no such fault,
+    and the repairs were named by the user.
     """
     found, refused = [], None
     for fault, repair, known in product(faults, repairs, (True, False)):
@@ -292,7 +300,7 @@ def with_each_repair(faults, repairs):
                 found.append(with_repair(fault, repair, source, known))
             except ImpossibleRepair as error:
                 refused = error
-    if refused and not found:
+    if refused and named and not found:
         raise refused
     return found
 
@@ -338,12 +346,12 @@ def sweep(args, processes):
                 session.search(args.runs, SEARCHED, MOST_FLIPS, processes.print)
             if changed:
                 for path in write_seeds(as_path(args.results)):
-                    print(f"{path}: nets that differ in their seed only")
+                    print(f"{path}: nets of several seeds")
                 print(f"{write_page(as_path(args.results), args.data, args.workers)[0]}: all sessions")
 
 
 def possible_faults(args, sessions):
-    """The faults that the options ask for. UserError, before anything is measured, if a net has not such a memory.
+    """The faults that the options ask for. UserError, before anything is measured, if one cannot be on a net.
 
     With --layers each, a memory that the last layer does not have is left out.
     """
@@ -354,8 +362,8 @@ def possible_faults(args, sessions):
             fault for fault in faults if fault.memory == "weights" or not fault.cells or last not in fault.cells.layers
         ]
     for fault in faults:
-        for session in sessions if fault.cells else []:
-            check_layers(fault, session.net)
+        for session in sessions:
+            session.check_fault(fault)
     return faults
 
 
@@ -380,6 +388,10 @@ def measure_missing(sessions, faults, processes):
         f"{', '.join(session.name for session in sessions)}: {rows} of {len(faults) * len(sessions)} cells to measure"
     )
 
+    with processes.first_alone():  # what repairs must learn first is learned once, and what is missing is said at once
+        for fault, missing in todo:
+            for session in missing:
+                session.test_set.state_of(fault)
     mine = [(session, fault) for fault, missing in processes.share(todo) for session in missing]
     try:
         for number, (session, fault) in enumerate(processes.bar(mine, "sweep", len(mine)), 1):
@@ -435,7 +447,7 @@ def write_up(sessions):
             session.seed,
             own,
             CIFARDataset.NEIGHBOR_OFFSET,
-            session.test_set.state_of,
+            session.test_set.state_at_hand,
         )
         print(f"{session.folder}: sweep.csv, tables.md, summary.json, plots")
         written = True

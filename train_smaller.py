@@ -372,7 +372,7 @@ def image_faults(options):
 
 
 def make_batches(args, options, processes):
-    """The training batches, this process's share of the test batches, all of them clean, digest of the training images.
+    """The training batches, this process's share of the test batches, all of them clean, digest of the training set.
 
     The test images have the fault of `options`; with faults of more than one bit they are clean. Adds to `options` the
     net, if the images determine it.
@@ -735,19 +735,27 @@ def print_result(args, processes, where, fault, scores, flips):
         "top1": statistics.mean(score.top1 for score in scores),
         "top5": statistics.mean(score.top5 for score in scores),
         "loss": statistics.mean(score.loss for score in scores),
-        "signs_flipped": statistics.mean(flips) if flips[0] is not None else 0.0,
+        "signs_flipped": flipped_share(fault, flips),
     }
     if args.noise:
+        runs = "1 run"
+        if len(scores) > 1:
+            runs = f"{len(scores)} runs, standard deviation {statistics.stdev(score.top1 for score in scores):.3f}"
         processes.print(
             f"weight noise, sigma_val {args.noise:g} (standard deviation {args.noise**2:g}){recalibration}: "
-            f"{NOISE_RUNS} runs, "
-            f"standard deviation {statistics.stdev(score.top1 for score in scores):.3f}, "
-            f"{100 * result['signs_flipped']:.2f} % of weight signs flipped"
+            f"{runs}, {100 * result['signs_flipped']:.2f} % of weight signs flipped"
         )
     processes.print(f"Avg. top-5 acc.: {result['top5']:.3f}%")
     processes.print(f"Avg. acc.: {result['top1']:.3f}%")
     if args.result is not None and processes.rank == 0:
         write_text(as_path(args.result), json.dumps(result, indent=1) + "\n")
+
+
+def flipped_share(fault, flips):
+    """Mean share of weight signs flipped, of the runs; None for transient cells, where it differs for each image."""
+    if flips[0] is not None:
+        return statistics.mean(flips)
+    return None if fault.memory == "weights" else 0.0
 
 
 def trials(args, processes, net, batches, fault, training):

@@ -22,6 +22,7 @@ from common import (
     digest,
     first_line,
     locked,
+    processes,
     run,
     within,
     written_whole,
@@ -31,7 +32,7 @@ from engine import EvalBatches, Processes, TrainBatches, bf16_is_fast, checkpoin
 from engine.evaluation import score
 from faults import NO_FAULT
 from models import teachers
-from models.teacher import WIDTHS, Teacher
+from models.teacher import RESIDUALS, WIDTHS, Teacher
 
 DATASET = "cifar10"
 DATA = "data"  # folder of all data sets
@@ -80,7 +81,14 @@ def train(args, path, device):
     images, labels, test_images, test_labels = read(args)
     size, unfinished = images.shape[-1], path.with_suffix(".unfinished")
     options = {"dataset": args.dataset, "seed": args.seed, "epochs": args.epochs, "batch_size": BATCH_SIZE, "lr": LR}
-    options |= {"decay": DECAY, "padding": PADDING[size], "cutout": CUTOUT[size], "images": digest(images, labels)}
+    options |= {"warmup": WARMUP, "momentum": MOMENTUM, "widths": WIDTHS[size], "residuals": RESIDUALS}
+    options |= {
+        "bfloat16": bf16_is_fast(device),
+        "decay": DECAY,
+        "padding": PADDING[size],
+        "cutout": CUTOUT[size],
+        "images": digest(images, labels),
+    }
     torch.manual_seed(args.seed)
     teacher = Teacher(size, int(labels.max()) + 1).to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(teacher.parameters(), LR, MOMENTUM, weight_decay=DECAY, nesterov=True)
@@ -156,6 +164,8 @@ def main():
         "--workers", type=within(int, 1, 1000), default=WORKERS, help="decoding threads, default %(default)s"
     )
     args = parser.parse_args()
+    if processes() > 1:
+        raise UserError("a teacher is trained by one process: start it without torchrun")
     path = as_path(teachers.path_of(args.dataset, args.seed))
     check_writable(path)
     try:

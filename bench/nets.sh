@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains, packs and sweeps a teacher and the nets distilled from it, and the default recipe, with and without WS, on a GPU.
+# Trains, packs and sweeps a teacher, nets distilled from it, one of them with WS, and three tuned to faults.
 #
 #   bench/nets.sh cifar10                    # one after the other
 #   JOBS=4 bench/nets.sh cifar10             # four at a time, for one GPU

@@ -78,6 +78,7 @@ def export(sess, seed, data, batch=1, number=16):
     }
     options = state.get("options", {})
     of_other_images = options.get("holdout") or options.get("mem_fault", "baseline") != "baseline"
+    of_other_images = of_other_images or options.get("memory") == "image"
     if not of_other_images:
         metadata["test_accuracy"] = f"{float(state['acc']):.3f} %"
     try:

@@ -3,12 +3,12 @@
 import math
 from functools import cache, lru_cache
 
-from common import code_digest, digest
+from common import UserError, code_digest, digest
 from datasets import read_images
 from engine.batches import calibrated_on, state_of, training_digest
 from faults import RECALIBRATED, applied_by, same_bits
 from models.folded import RECALIBRATION
-from repairs import REPAIRS, made_by, made_by_cells, with_fault
+from repairs import REPAIRS, is_learned, made_by, made_by_cells, with_fault
 
 
 def psnr(clean, images):
@@ -29,7 +29,19 @@ class TestSet:
         self.digest = digest(self.images, self.labels)
         self.state_of = cache(lambda fault: state_of(fault, *self.where))
         self.code_of = cache(lambda digest_of, *arguments: digest_of(*arguments))
-        self.under = lru_cache(1)(self._under)  # keeps one fault: all sessions measure it before the next fault
+        # keeps a fault, the same without its repair, and no fault: all sessions measure them before the next fault
+        self.under = lru_cache(3)(self._under)
+
+    def state_at_hand(self, fault):
+        """What a fault's repair has learned; UserError if it had to learn it now."""
+        repair, (dataset, *_) = fault.repair, self.where
+        if (
+            repair
+            and REPAIRS[repair].learn
+            and not is_learned(repair, fault.bit, dataset, training_digest(*self.where))
+        ):
+            raise UserError(f"what {repair} has learned for bit {fault.bit} is not at hand")
+        return self.state_of(fault)
 
     def made_by(self, fault):
         """A digest of what determines a fault's results besides net and test images; None for no fault."""

@@ -2,6 +2,7 @@
 
 from faults.activations import TrainingMaps, misread_activations
 from faults.applied import applied_by
+from faults.cells import check_array
 from faults.fault import (
     ALL_PLANES,
     IMAGE_KINDS,
@@ -21,6 +22,7 @@ from faults.fault import (
     planes_of,
     planes_text,
     recalibrated,
+    unrepaired,
 )
 from faults.images import (
     TrainingImages,

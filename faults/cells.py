@@ -81,6 +81,11 @@ def broken_in(fault, level, count, key):
     return cells[cells < count]
 
 
+def check_array(fault, count):
+    """UserError if the array of a fault, if it has one, does not hold a memory of `count` cells."""
+    broken_in(fault, 0.0, count, key=0)
+
+
 def misreads(fault, count, seed, image=None, select=None):
     """(up, down): addresses, int64, of the cells that read 1 where they hold 0, and of those that read 0 for 1.
 

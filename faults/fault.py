@@ -88,6 +88,13 @@ class Fault(NamedTuple):
 
 
 NO_FAULT = Fault()
+
+
+def unrepaired(fault):
+    """The same fault without repair and protection."""
+    return fault._replace(repair=None, source=None, known=None, protection=None)
+
+
 ALL_PLANES = tuple((bit, 1.0) for bit in range(MSB, -1, -1))
 
 

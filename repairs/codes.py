@@ -19,6 +19,7 @@ class Protection(NamedTuple):
     encode: Callable  # values N×V -> bits N×cells
     decode: Callable  # bits N×cells -> (values N×V, bool N×V: flagged as wrong)
     added: float  # memory added for each stored bit
+    cells: int  # for each value
     what: str
     detects: bool = False
     safe: int = 0  # planes, from the MSB, in cells that do not fail
@@ -126,14 +127,15 @@ def rotate_out(bits, by):
 
 
 PROTECTIONS = {
-    "parity": Protection(add_parity, check_parity, 1 / 8, "a parity bit a byte; flagged bytes are repaired", True),
-    "secded": Protection(add_secded, check_secded, 1 / 8, "SECDED (72,64): one error corrected, two detected", True),
-    "tmr": Protection(add_copies, vote, 2.0, "each bit three times, and the majority of them"),
+    "parity": Protection(add_parity, check_parity, 1 / 8, 9, "a parity bit a byte; flagged bytes are repaired", True),
+    "secded": Protection(add_secded, check_secded, 1 / 8, 9, "SECDED (72,64): one error corrected, two detected", True),
+    "tmr": Protection(add_copies, vote, 2.0, 24, "each bit three times, and the majority of them"),
     **{
         f"hybrid_{planes}": Protection(
             to_bits,
             read_back,
             planes / 8 * SAFE_CELL,
+            8,
             f"the top {planes} planes in cells that do not fail",
             safe=planes,
         )
@@ -143,6 +145,7 @@ PROTECTIONS = {
         rotate_in,
         rotate_out,
         3 / 8,
+        8,
         "words rotated so that known broken cells hold the LSB; 3 bits a byte",
         rotates=True,
     ),

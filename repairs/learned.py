@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 
 from common import UserError, code_digest, content_digest, digest, first_line, write_bytes
-from faults import break_cells, broken_map, faulty_images, flip_cells
+from faults import break_cells, broken_map, faulty_images, flip_cells, in_planes
 from models import teachers
-from repairs.codes import PROTECTIONS
+from repairs.codes import PROTECTIONS, rotations
 from repairs.table import REPAIRS
 
 FOLDER = Path("checkpoint/repairs")
@@ -34,7 +34,12 @@ def _teacher_of(dataset):
 
 def is_learned(repair, bit, dataset, images_digest):
     """True if a repair learns nothing, or learned_state would find what it has learned. Arguments: as there."""
-    return REPAIRS[repair].learn is None or _path_of(repair, bit, dataset, images_digest).is_file()
+    if REPAIRS[repair].learn is None:
+        return True
+    try:
+        return _path_of(repair, bit, dataset, images_digest).is_file()
+    except UserError:  # it learns from a teacher that is not there
+        return False
 
 
 def learned_state(repair, bit, dataset, images_digest, training_images):
@@ -89,5 +94,7 @@ def made_by_cells(repair, protection, known):
     functions = [REPAIRS[repair].masked] if repair else []
     if protection:
         row = PROTECTIONS[protection]
-        return code_digest(flip_cells, row.encode, row.decode, *([broken_map] if row.rotates else []), *functions)
+        placed = [broken_map, rotations, in_planes] if row.rotates else [in_planes] if row.safe else []
+        code = code_digest(flip_cells, row.encode, row.decode, *placed, *functions)
+        return digest(code.encode(), bytes([row.safe]))
     return code_digest(break_cells, *functions, *([broken_map] if known else []))

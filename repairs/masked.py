@@ -64,7 +64,8 @@ def from_median_predictor(images, broken):
 
 def from_neighbors(images, broken):
     """The candidate nearest to the mean of the eight neighbours' estimates, as in pixels.py."""
-    return torch.cat([_from_neighbors(part, broken) for part in images.split(NEIGHBOR_CHUNK)])
+    parts = zip(images.split(NEIGHBOR_CHUNK), broken.expand(images.shape).split(NEIGHBOR_CHUNK))
+    return torch.cat([_from_neighbors(part, its) for part, its in parts])
 
 
 def _from_neighbors(images, broken):

@@ -20,9 +20,9 @@ def with_protection(fault, protection, repair=None):
     row = PROTECTIONS[protection]
     if fault.memory != "image":
         raise ImpossibleRepair(f"{protection} protects images, not {fault.memory}")
-    if not row.rotates and fault.cells.planes != ALL_PLANES:
+    if not row.rotates and (fault.cells is None or fault.cells.planes != ALL_PLANES):
         raise ImpossibleRepair(f"{protection} is for cells of all eight planes, not for planes {fault.planes}")
-    if row.rotates and not fault.cells.persistent:
+    if row.rotates and not fault.persistent:
         raise ImpossibleRepair(f"{protection} needs to know the broken cells, and transient cells are not known")
     if repair and not row.detects:
         raise ImpossibleRepair(f"{protection} flags no words that {repair} could mend")
@@ -31,6 +31,12 @@ def with_protection(fault, protection, repair=None):
     if protection == "parity" and not repair:
         raise ImpossibleRepair("parity corrects nothing: name a --repair of the bytes that it flags")
     return fault._replace(protection=protection, repair=repair)
+
+
+def protected_size(fault, values):
+    """Number of cells of a protected image memory that a fault can break. values: of an image."""
+    row = PROTECTIONS[fault.protection]
+    return values * (len(fault.cells.planes) if row.rotates else row.cells - row.safe)
 
 
 def protected(fault, images, seed, numbers=None):

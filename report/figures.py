@@ -8,9 +8,9 @@ os.environ["MPLBACKEND"] = "Agg"  # draws to files only, even if a notebook has 
 import matplotlib
 from matplotlib import pyplot as plt
 
-from common import written_whole
+from common import UserError, written_whole
 from faults import ALL_PLANES, MEMORIES, NO_FAULT, RECALIBRATED, Cells
-from repairs import REPAIRS, ImpossibleRepair, fault_of, with_fault
+from repairs import REPAIRS, fault_of, with_fault
 from report.summaries import summarize
 from report.tables import added, front, guarded, layout, protection_label
 
@@ -295,10 +295,10 @@ def _legend_below(figure, axes):
 
 
 def draw_images(images, seed, neighbor_offset, shown, state_of=lambda fault: None):
-    """A figure of images (uint8 N×3×H×W): clean, and with each bit faulty and repaired; blank where impossible.
+    """A figure of images (uint8 N×3×H×W): clean, and with each bit faulty and repaired; blank where that cannot be.
 
     shown: set of (repair, bit) to draw; repair: a name in REPAIRS, or None for no repair.
-    state_of: function Fault -> the state that its repair has learned.
+    state_of: function Fault -> the state that its repair has learned; UserError where that is not at hand.
     """
     bits = sorted({bit for _, bit in shown}, reverse=True)
     names = ["faulty", *(name for name in REPAIRS if any(name == repair for repair, _ in shown))]
@@ -327,9 +327,10 @@ def draw_images(images, seed, neighbor_offset, shown, state_of=lambda fault: Non
                 continue
             try:
                 fault = fault_of(name, bit, neighbor_offset)
-            except ImpossibleRepair:
+                state = state_of(fault)
+            except UserError:  # a repair that cannot be, or whose state is not at hand
                 continue
-            drawn = with_fault(images, fault, seed, state_of(fault))
+            drawn = with_fault(images, fault, seed, state)
             for axes, image in zip(grid[first :: len(names), column], drawn):
                 axes.imshow(image.permute(1, 2, 0).numpy())
     return figure

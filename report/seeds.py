@@ -1,12 +1,14 @@
-"""<sess>_seeds.md: the figures of nets that differ in the seed of their training only."""
+"""<sess>_seeds.md: the figures of nets of one session name, trained with different seeds."""
 
 import statistics
 
 from common import write_text
 from datasets import DATASETS
+from engine import checkpoints
 from faults import NO_FAULT
 from report.sessions import read_sessions
 from report.tables import layout
+from report.trainings import find_checkpoint
 
 ABOUT = (
     "Top-1 accuracy in %, the mean of each net's runs: mean ± sample standard deviation over the nets; in brackets the "
@@ -42,7 +44,8 @@ def _section(by_seed):
     common = {fault: first[fault] for fault in first if all(fault in other for other in others)}
     lines = [
         f"{DATASETS[same['dataset']].title}, {same['n']} test images ({same['images']}), "
-        f"nets trained with the seeds {', '.join(map(str, nets))}. {ABOUT}\n"
+        f"nets trained with the seeds {', '.join(map(str, nets))}. {ABOUT}\n",
+        f"{_differences(by_seed)}\n",
     ]
     for title, corner, headings, rows in _tables(common):
         lines += [f"### {title}\n", f"| {corner} | {' | '.join(headings)} |", "|---" + "|--:" * len(headings) + "|"]
@@ -51,6 +54,37 @@ def _section(by_seed):
             lines.append(f"| {name} | {' | '.join(texts)} |")
         lines.append("")
     return "\n".join(lines)
+
+
+def _differences(by_seed):
+    """A sentence on what else differs between the trainings."""
+    found = {seed: find_checkpoint(by_seed[seed]) for seed in sorted(by_seed)}
+    missing = [str(seed) for seed, checkpoint in found.items() if checkpoint is None]
+    if missing:
+        return (
+            f"If the trainings differ in the seed only is not known: no checkpoint is at hand of {', '.join(missing)}."
+        )
+    each = [_effective_options(*checkpoint) for checkpoint in found.values()]
+    values = {name: [_shown(options.get(name)) for options in each] for name in sorted(set().union(*each))}
+    differ = [f"{name} {', '.join(those)}" for name, those in values.items() if len(set(those)) > 1]
+    if differ:
+        return f"**The trainings differ in more than the seed:** {'; '.join(differ)}."
+    return "The trainings differ in the seed only."
+
+
+def _shown(value):
+    return "–" if value in (None, "") else str(value)
+
+
+def _effective_options(path, state):
+    """The options of the training of a checkpoint without its seed, and without those that had no effect."""
+    options = checkpoints.with_older_options(checkpoints.trained_as(path, state))
+    idle = {"seed"}
+    if options.get("mem_fault", "baseline") == "baseline":
+        idle |= {"faulty_bit", "neighbor_offset"}
+    if not options["memory"]:
+        idle |= {"ber", "reading", "p01", "p10", "planes", "layers", "lines", "array", "transient", "known"}
+    return {name: value for name, value in options.items() if name not in idle}
 
 
 def _tables(common):

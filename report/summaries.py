@@ -5,7 +5,7 @@ import math
 import statistics
 from typing import NamedTuple
 
-from faults import NO_FAULT
+from faults import NO_FAULT, unrepaired
 from report.rows import SAME, columns_of, fault_in, order
 
 Z95 = statistics.NormalDist().inv_cdf(0.975)
@@ -75,7 +75,7 @@ def summarize(rows):
 
 def _won(fault, summaries):
     """Share of the lost accuracy that a repair recovers; None without a repair, or for too small a loss."""
-    faulty = summaries.get(fault._replace(repair=None, source=None, known=None, protection=None))
+    faulty = summaries.get(unrepaired(fault))
     if (fault.repair or fault.protection) is None or faulty is None or NO_FAULT not in summaries:
         return None
     lost = summaries[NO_FAULT].mean - faulty.mean

@@ -299,7 +299,7 @@ def _campaigns(summaries):
     """Yields Markdown lines: how many single faults of each memory a campaign must draw."""
     sizes = {}
     for fault, summary in summaries.items():
-        if fault.cells and summary.size is not None:
+        if fault.cells and not fault.protection and summary.size is not None:
             sizes[fault.memory] = max(sizes.get(fault.memory, 0), int(summary.size))
     if sizes:
         yield "### Single faults to draw, for a share to ± 1 %\n"

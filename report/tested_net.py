@@ -8,10 +8,21 @@ import torch
 
 from common import UserError, code_digest, digest, keep_old, write_bytes
 from datasets import read_images, spaced
-from engine import EvalBatches, calibrated_on, calibration_of, checkpoints, measure
-from engine.critical import random_flips, worst_flips
-from faults import NO_FAULT, RECALIBRATED, first_faulty, memory_size
+from engine import EvalBatches, Score, calibrated_on, calibration_of, checkpoints, measure
+from engine.critical import at_chance, random_flips, worst_flips
+from faults import (
+    ALL_PLANES,
+    NO_FAULT,
+    RECALIBRATED,
+    Cells,
+    check_array,
+    check_layers,
+    first_faulty,
+    memory_size,
+    unrepaired,
+)
 from models.folded import Folded
+from repairs import PROTECTIONS, protected_size
 from report.comparisons import changes, confusion, mcnemar
 from report.critical import draw_critical, flips_needed, read_critical, write_critical
 from report.rows import OtherVersion, fault_in, name_of, read_rows, row_of, to_line, write_rows
@@ -33,6 +44,7 @@ class TestedNet:
             sess = f"{sess}_tested_{'with' if net.wsconv else 'without'}_wsconv"
         self.name, self.seed = f"{sess}_{seed}", seed
         self.packed = "signs" in state
+        self.device = device
         self.net = net.to(device, memory_format=torch.channels_last)
         self.tester = Folded(self.net) if fold else self.net
         self.test_set = test_set_of(dataset)
@@ -75,32 +87,20 @@ class TestedNet:
 
     def tidy(self, replace, say):
         """Make the folder and an empty sweep.csv, or remove from the one there the rows that must be measured again."""
+        own, outdated = [], []
         try:
-            try:
-                rows, damaged = read_rows(self.csv) if self.csv.exists() else ([], [])
-                foreign = self.foreign(rows)
-            except OtherVersion:
-                rows, damaged, foreign = [], [], "another version of this project"
-            if foreign and replace:
-                keep_old(self.folder)
-                say(f"{self.csv} held rows of {foreign}: now in {self.folder}.old")
-                rows, damaged = [], []
-            elif foreign:
-                raise UserError(
-                    f"{self.csv} holds rows of {foreign}: --replace moves {self.folder} away, "
-                    "--results names another folder"
-                )
-            own = [row for row in rows if self.is_current(row)]
-            outdated = [to_line(row).rstrip("\n") for row in rows if not self.is_current(row)]
+            rows, damaged = self.own_rows(replace, say)
+            for row in rows:
+                (own if self.is_current(row) else outdated).append(row)
             self.put_away("damaged", [text for _, text in damaged])
-            self.put_away("outdated", outdated)
-            if damaged:
-                say(
-                    f"{self.csv}: line {', '.join(str(number) for number, _ in damaged)} cut short or damaged: "
-                    f"moved to {self.csv.name}.damaged, the other {len(rows)} rows stay"
-                )
+            self.put_away("outdated", [to_line(row).rstrip("\n") for row in outdated])
         except OSError as error:
             raise UserError(f"{self.csv} cannot be read ({error.strerror}): name another folder by --results") from None
+        if damaged:
+            say(
+                f"{self.csv}: line {', '.join(str(number) for number, _ in damaged)} cut short or damaged: "
+                f"moved to {self.csv.name}.damaged, the other {len(rows)} rows stay"
+            )
         if outdated:
             say(
                 f"{self.csv}: {len(outdated)} rows were made by another code of their fault or repair, or learned from "
@@ -109,13 +109,31 @@ class TestedNet:
         unknown = sum(row["made_by"] is None and row["fault"] != "none" for row in own)
         if unknown:
             say(f"{self.csv}: {unknown} rows are from before rows said what made them: taken as they are")
-        tables = self.folder / "tables.md"
-        # it may have grown without its tables, by a sweep that was cut short
-        self.changed = (
-            not tables.is_file() or not self.csv.is_file() or self.csv.stat().st_mtime > tables.stat().st_mtime
-        )
-        self.changed |= bool(damaged or outdated)
+        self.changed = bool(damaged or outdated) or self.tables_are_older()
         write_rows(self.csv, own)
+
+    def own_rows(self, replace, say):
+        """(rows, damaged lines) of sweep.csv. Rows of another net are moved away if `replace`; UserError if not."""
+        try:
+            rows, damaged = read_rows(self.csv) if self.csv.exists() else ([], [])
+            foreign = self.foreign(rows)
+        except OtherVersion:
+            foreign = "another version of this project"
+        if not foreign:
+            return rows, damaged
+        if not replace:
+            raise UserError(
+                f"{self.csv} holds rows of {foreign}: --replace moves {self.folder} away, "
+                "--results names another folder"
+            )
+        keep_old(self.folder)
+        say(f"{self.csv} held rows of {foreign}: now in {self.folder}.old")
+        return [], []
+
+    def tables_are_older(self):
+        """True if sweep.csv is newer than its tables, after a sweep that was cut short, or one of them is missing."""
+        tables = self.folder / "tables.md"
+        return not (tables.is_file() and self.csv.is_file()) or self.csv.stat().st_mtime > tables.stat().st_mtime
 
     def put_away(self, why, lines):
         """Append lines of sweep.csv to sweep.csv.<why>."""
@@ -124,8 +142,14 @@ class TestedNet:
                 file.writelines(f"{line}\n" for line in lines)
 
     def is_current(self, row):
-        """True if a row was made by today's code. Rows of older versions, without `made_by`, count as made by it."""
-        return row["made_by"] in (None, self.test_set.made_by(fault_in(row)))
+        """True if a row was made by today's code, or if that cannot be known.
+
+        It cannot for rows of older versions, without `made_by`, and where the teacher of a repair is not at hand.
+        """
+        try:
+            return row["made_by"] in (None, self.test_set.made_by(fault_in(row)))
+        except UserError:
+            return True
 
     def foreign(self, rows):
         """Describes the first mismatch between rows and this session; "" if there is none."""
@@ -143,7 +167,7 @@ class TestedNet:
         seed = self.seed + fault.run
         # one seed for all sessions: no repair of a whole plane depends on what broken bits read
         images, quality = self.test_set.under(fault, 0 if fault.repair and not fault.cells else seed)
-        batches = EvalBatches(images, self.test_set.labels, next(self.net.parameters()).device)
+        batches = EvalBatches(images, self.test_set.labels, self.device)
         if fault.repair == RECALIBRATED:
             return measure(fault, self.net, self.tester, batches, seed, calibration=self.calibration()), quality
         first = first_faulty(fault, self.net)
@@ -158,7 +182,7 @@ class TestedNet:
 
     def _kept_maps(self, layer):
         """Batches of (what a layer of the intact net reads, labels) for all test images; None if they are too large."""
-        batches = EvalBatches(self.test_set.images, self.test_set.labels, next(self.net.parameters()).device)
+        batches = EvalBatches(self.test_set.images, self.test_set.labels, self.device)
         found, size = [], 0
         for images, labels in batches:
             found.append((self.tester.maps_before(layer, images), labels))
@@ -171,7 +195,7 @@ class TestedNet:
         """What thresholds are recalibrated with."""
         dataset, data, workers = self.test_set.where
         images = calibrated_on(read_images(dataset, data, True, workers)[0])
-        return calibration_of(self.tester, images.to(next(self.net.parameters()).device))
+        return calibration_of(self.tester, images.to(self.device))
 
     def predicted(self, fault):
         """The predicted classes under a fault without a repair, int64 N."""
@@ -183,10 +207,10 @@ class TestedNet:
         """Measure a fault, and write its confusion matrix. Returns its row."""
         measured, quality = self.evaluate(fault)
         labels, predicted = self.test_set.labels, measured.predicted
-        if without_repair(fault) == fault:
+        if unrepaired(fault) == fault:
             self.predictions[fault] = predicted.short()
         else:
-            quality["mcnemar"] = mcnemar(labels, self.predicted(without_repair(fault)), predicted)
+            quality["mcnemar"] = mcnemar(labels, self.predicted(unrepaired(fault)), predicted)
         self.write_confusion(fault, confusion(labels, predicted, self.net.classes))
         return row_of(
             fault,
@@ -195,33 +219,52 @@ class TestedNet:
             run_seed=self.seed + fault.run,
             made_by=self.test_set.made_by(fault),
             flipped=measured.flipped,
-            size=memory_size(fault, self.net, self.test_set.images[0].numel()),
+            size=self.memory_size(fault),
             **changes(labels, self.predicted(NO_FAULT), predicted),
             **quality,
         )
+
+    def memory_size(self, fault):
+        """Number of cells that a fault can break; None for no fault and weight noise."""
+        values = self.test_set.images[0].numel()
+        return protected_size(fault, values) if fault.protection else memory_size(fault, self.net, values)
+
+    def check_fault(self, fault):
+        """UserError if the net has no such memory, or the array of the fault does not hold it."""
+        if not fault.cells:
+            return
+        check_layers(fault, self.net)
+        if fault.cells.lines:
+            planes = ALL_PLANES if fault.memory == "image" else ()
+            values, whole = self.test_set.images[0].numel(), fault._replace(cells=Cells(fault.memory, planes=planes))
+            stored = values * PROTECTIONS[fault.protection].cells if fault.protection else None
+            check_array(fault, stored or memory_size(whole, self.net, values))
 
     def search(self, runs, searched, most, say):
         """Write critical.csv and its plot: the worst flips and `runs` random ones, until the net is at chance.
 
         searched: number of training images whose loss the worst flips raise. most: flips at which their search ends.
         """
-        path, made = self.folder / "critical.csv", code_digest(worst_flips, random_flips)
+        path, code = self.folder / "critical.csv", code_digest(worst_flips, random_flips)
+        made = digest(code.encode(), f"{searched} images, {most} flips".encode())
         what = {name: str(self.what[name]) for name in ("sess", "seed", "checkpoint", "images")} | {"made_by": made}
         rows = [row for row in read_critical(path) if what.items() <= row.items()]
         for (choice, number), steps in self.searches(runs, searched, most, flips_needed(rows)).items():
             for flips, layers, score in steps:
-                spread = "+".join(f"{layer}:{number}" for layer, number in layers.items() if number)
+                spread = "+".join(f"{layer}:{flipped}" for layer, flipped in layers.items() if flipped)
                 step = {"choice": choice, "run": str(number), "flips": str(flips), "layers": spread}
                 rows.append({**what, **step, "n": str(score.n), "correct": str(score.correct)})
                 say(f"{self.name}: {flips} flipped signs, {choice} {number}: {score.top1:.2f} %")
             write_critical(path, rows)
         draw_critical(self.folder, self.name, rows)
-        for (choice, number), flips in flips_needed(rows).items():
-            say(f"{self.name}: {flips} flipped signs, {choice} {number}, bring the net to chance")
+        for row in {(row["choice"], row["run"]): row for row in rows}.values():  # the last step of each search
+            score = Score(int(row["n"]), int(row["correct"]), 0, 0.0)
+            end = "bring the net to chance" if at_chance(score, self.net.classes) else "are the most that are tried"
+            say(f"{self.name}: {row['flips']} flipped signs, {row['choice']} {row['run']}, {end}")
 
     def searches(self, runs, searched, most, done):
         """{(choice, run): steps of a search that is not done yet}."""
-        batches = EvalBatches(self.test_set.images, self.test_set.labels, next(self.net.parameters()).device)
+        batches = EvalBatches(self.test_set.images, self.test_set.labels, self.device)
         found = {
             ("random", number): random_flips(self.net, self.tester, batches, self.seed + number)
             for number in range(runs)
@@ -239,8 +282,3 @@ class TestedNet:
         with io.BytesIO() as buffer:
             np.savez_compressed(buffer, confusion=matrix.int().numpy())
             write_bytes(self.folder / "confusion" / f"{name_of(fault)}.npz", buffer.getbuffer())
-
-
-def without_repair(fault):
-    """The same fault without repair and protection."""
-    return fault._replace(repair=None, source=None, known=None, protection=None)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from made import trained_net
 from test_sweep import FOLDER, call, ready  # noqa: F401  (fixtures)
 
+import sweep
 from engine import EvalBatches
 from engine.critical import at_chance, flip_losses, random_flips, worst_flips
 from engine.evaluation import Score, evaluate
@@ -89,7 +90,7 @@ def test_chance():
     assert at_chance(Score(10_000, 1058, 0, 0.0), 10) and not at_chance(Score(10_000, 1059, 0, 0.0), 10)
 
 
-def test_critical_in_a_sweep(ready, call):  # noqa: F811
+def test_critical_in_a_sweep(ready, call, monkeypatch):  # noqa: F811
     words = ["--data", ".", "--critical", "--ber", "0.1", "--runs", "2"]
     status, out, err = call(*words)
     assert status == 0, err
@@ -100,6 +101,11 @@ def test_critical_in_a_sweep(ready, call):  # noqa: F811
     assert (FOLDER / "critical.png").is_file() and (FOLDER / "layers.png").is_file()
     before = (FOLDER / "critical.csv").read_bytes()
     assert call(*words)[0] == 0 and (FOLDER / "critical.csv").read_bytes() == before
+    monkeypatch.setattr(sweep, "MOST_FLIPS", 2)  # searched anew, and ended before the net is at chance
+    for place in ("engine.critical", "report.tested_net"):
+        monkeypatch.setattr(f"{place}.at_chance", lambda *given: False)
+    status, out, err = call(*words)
+    assert status == 0 and "2 flipped signs, gradient 0, are the most that are tried" in out, err
     (FOLDER / "critical.csv").write_text("a\n1\n")
     status, _, err = call(*words)
     assert status == 1 and err.count("\n") == 1 and "is no critical.csv" in err

@@ -1,6 +1,7 @@
 """Faults of cells of every memory: masks against their definition, nets against Brevitas with hooks and by hand."""
 
 import itertools
+import json
 from pathlib import Path
 
 import numpy as np
@@ -494,6 +495,8 @@ def test_one_evaluation_of_train_smaller_is_the_cell_of_the_sweep(tmp_path, monk
     rows = read_rows(Path("results/cifar10_smaller_11111/sweep.csv"))[0]
     assert out.splitlines()[-1] == f"Avg. acc.: {rows[1]['top1']:.3f}%" and rows[1]["memory"] == memory
     if memory == "weights":
+        assert run_script(train_smaller, *words, "--transient", "--result", "found.json")[0] == 0
+        assert json.loads(Path("found.json").read_text())["signs_flipped"] is None  # another share for each image
         for other in (["--noise", "0.1"], ["--faulty_bit", "6"]):
             assert "leave options of other faults out" in run_script(train_smaller, *words, *other)[2]
         assert "median mends images, not weights" in run_script(train_smaller, *words, "--mem_fault", "median")[2]

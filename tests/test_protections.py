@@ -8,7 +8,7 @@ import torch
 from test_sweep import FOLDER, call, csv_rows, parse_tables, ready  # noqa: F401  (fixtures)
 
 from faults import Cells, break_cells, broken_map, fault_of_cells, flip_cells, planes_of, set_bit
-from repairs import PROTECTIONS, REPAIRS, ImpossibleRepair, with_fault, with_protection, with_repair
+from repairs import PROTECTIONS, REPAIRS, ImpossibleRepair, made_by_cells, with_fault, with_protection, with_repair
 from repairs.codes import add_parity, add_secded, check_parity, check_secded, rotations
 from report.figures import whole_memories
 
@@ -162,6 +162,8 @@ def test_without_a_fault_and_image_by_image(name):
         (image_fault(0.1), "parity", "variation", "cannot mend whole bytes"),
         (image_fault(0.1), "shuffle", None, "transient cells are not known"),
         (image_fault(0.1, planes="7+6"), "secded", None, "all eight planes"),
+        (image_fault(0.1, "random", planes="6"), "tmr", None, "not for planes 6"),  # in the short form, without cells
+        (image_fault(0.1, "random", planes="6"), "shuffle", None, "transient cells are not known"),
         (fault_of_cells(Cells("weights"), "random", 0.1), "tmr", None, "not weights"),
     ],
 )
@@ -178,6 +180,42 @@ def test_repairs_of_whole_bytes_do_not_need_their_bits():
             found = row.masked(images, flagged)
             assert torch.equal(found, row.masked(images ^ flagged, flagged))
             assert torch.equal(found[flagged == 0], images[flagged == 0])
+
+
+def test_broken_bits_of_each_image():
+    """A repair of many images, each with its own broken bits, is that of one image after the other."""
+    images, broken = random_images(23, 8), torch.randint(0, 256, (23, 3, 8, 8), dtype=torch.uint8)
+    for row in REPAIRS.values():
+        if row.masked and not row.sources:
+            alone = [row.masked(image[None], its) for image, its in zip(images, broken)]
+            assert torch.equal(row.masked(images, broken), torch.cat(alone))
+
+
+def test_rows_are_outdated_by_a_change_of_their_protection(monkeypatch):
+    made = {name: made_by_cells(None, name, None) for name in PROTECTIONS}
+    assert len(set(made.values())) == len(made)
+    monkeypatch.setattr("repairs.learned.rotations", lambda broken: broken * 0)
+    monkeypatch.setattr("repairs.learned.in_planes", lambda *given: given)
+    changed = {name for name in made if made_by_cells(None, name, None) != made[name]}
+    assert changed == {"shuffle", "hybrid_1", "hybrid_2", "hybrid_3", "hybrid_4"}
+
+
+def test_repairs_that_cannot_mend_what_a_code_flags_are_left_out(ready, call):  # noqa: F811
+    words = ["--data", ".", "--memory", "image", "--ber", "0.2", "--runs", "1", "--cells", "persistent"]
+    status, _, err = call(*words, "--protection", "parity", "--repair", "median", "repaired_s")
+    assert status == 0, err
+    assert {row["repair"] for row in csv_rows() if row["protection"]} == {"median"}
+    status, _, err = call(*words, "--protection", "parity", "--repair", "repaired_s")
+    assert status == 3 and "repaired_s cannot mend whole bytes" in err
+
+
+def test_one_plane_shuffled_where_its_cells_are_known(ready, call):  # noqa: F811
+    words = ["--memory", "image", "--planes", "7", "--reading", "random", "--ber", "0.2", "--runs", "1"]
+    status, _, err = call("--data", ".", *words, "--protection", "shuffle")
+    assert status == 0, err
+    rows = csv_rows()
+    assert [row["cells"] for row in rows if row["protection"]] == ["persistent"]
+    assert sorted(row["cells"] for row in rows if not row["protection"]) == ["", "persistent", "transient"]
 
 
 def test_protections_in_a_sweep(ready, call):  # noqa: F811
@@ -203,6 +241,9 @@ def test_protections_in_a_sweep(ready, call):  # noqa: F811
         ("parity", 0.125), ("secded", 0.125), ("tmr", 2.0), ("shuffle", 0.375),
         *((f"hybrid_{planes}", planes / 24) for planes in (1, 2, 3, 4)),
     }  # fmt: skip
+    cells = {row["protection"]: int(row["size"]) / 3072 for row in rows if row["memory"]}  # that can break, by value
+    assert cells.pop("") == cells.pop("shuffle") == 8 and cells.pop("parity") == cells.pop("secded") == 9
+    assert cells == {"tmr": 24, "hybrid_1": 7, "hybrid_2": 6, "hybrid_3": 5, "hybrid_4": 4}
     assert all(row["mcnemar"] for row in rows if row["protection"] or row["repair"])
     assert "0 of " in call("--data", ".", *words)[1]
     tables = {table[0]: table[1:] for table in parse_tables((FOLDER / "tables.md").read_text())}

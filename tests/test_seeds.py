@@ -10,6 +10,7 @@ import pytest
 from made import save_checkpoint, trained_net, write_cifar10
 
 import sweep
+from engine import checkpoints
 from models import TOPOLOGIES, Topology
 
 SEEDS = 3, 20, 100
@@ -65,7 +66,7 @@ def test_figures(nets, run_script):
     few = ["--bits", "6", "--repair", "median", "--flip", "0.1", "--sess", "net", "--seed"]
     status, out, err = run_script(sweep, *WORDS, *few, *seeds)
     assert status == 0, err
-    assert "results/net_seeds.md: nets that differ in their seed only\n" in out
+    assert "results/net_seeds.md: nets of several seeds\n" in out
     assert [path.name for path in Path("results").glob("*_seeds.md")] == ["net_seeds.md"]
 
     text = Path("results/net_seeds.md").read_text()
@@ -85,3 +86,24 @@ def test_figures(nets, run_script):
     status, out, err = run_script(sweep, *WORDS, "--bits", "5", "--repair", "--sess", "net", "--seed", "3")
     assert status == 0, err
     assert Path("results/net_seeds.md").read_text() == text
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"ber": 0.3, "faulty_bit": 2}, "The trainings differ in the seed only."),  # without effect
+        ({"epochs": 7}, "**The trainings differ in more than the seed:** epochs –, 7, –."),
+        ({"memory": "image", "ber": 0.3}, "**The trainings differ in more than the seed:** ber –, 0.3, –; "),
+    ],
+)
+def test_trainings_are_compared(nets, run_script, options, words):
+    path = checkpoints.path_of("net", 20)
+    state = checkpoints.read_state(path)
+    checkpoints.save(path, {**state, "options": state["options"] | options})
+    seeds = [str(seed) for seed in SEEDS]
+    assert run_script(sweep, *WORDS, "--bits", "--sess", "net", "--seed", *seeds)[0] == 0
+    assert words in Path("results/net_seeds.md").read_text()
+    path.unlink()
+    Path("results/net_3/tables.md").unlink()
+    assert run_script(sweep, *WORDS, "--bits", "--sess", "net", "--seed", "3")[0] == 0
+    assert "no checkpoint is at hand of 20." in Path("results/net_seeds.md").read_text()

@@ -703,6 +703,34 @@ def test_the_picture_shows_clean_faulty_and_repaired_images(ready):
     plt.close(figure)
 
 
+def test_images_are_broken_and_repaired_once_for_all_sessions(ready, call, monkeypatch):
+    made, with_fault = [], engine.test_set.with_fault
+
+    def count(images, fault, *given):
+        made.append(fault)
+        return with_fault(images, fault, *given)
+
+    monkeypatch.setattr(engine.test_set, "with_fault", count)
+    sessions = ["--sess", "cifar10_smaller", "cifar10_smaller_wsconv"]
+    few = ["--bits", "6", "--repair", "variation", "median", "--runs", "2"]
+    status, _, err = call("--data", ".", *sessions, *few)
+    assert status == 0, err
+    assert max(made.count(fault) for fault in made if fault != NO_FAULT) == 1
+
+
+def test_rows_of_a_teacher_that_is_not_there_stay(ready, call):
+    """Its file says which teacher a repair had; without it, nobody can say that a row is outdated."""
+    few = ["--data", ".", "--bits", "6", "--repair", "median", "--runs", "1"]
+    call(*few)
+    path = FOLDER / "sweep.csv"
+    rows = report.rows.read_rows(path)[0]
+    row = next(row for row in rows if row["repair"] == "median")
+    report.write_rows(path, [*rows, {**row, "repair": "taught", "made_by": "0" * 16}])
+    status, out, err = call(*few)
+    assert status == 0 and "0 of 5 cells to measure" in out, err
+    assert [row["repair"] for row in csv_rows()].count("taught") == 1
+
+
 def test_two_processes_write_the_same_files(root, tmp_path, call):
     write_cifar10(tmp_path, rows=ROWS)
     save_net("cifar10_smaller")

@@ -161,6 +161,14 @@ def test_several_planes_at_once(ready, call):  # noqa: F811
     assert "random, transient, planes 7+6, median" in [line[0] for line in table[2:]]
 
 
+@pytest.mark.parametrize("planes", ["7+6+5+4+3+2+1+0", "7@0.5"])
+def test_planes_that_no_repair_mends_are_measured_unrepaired(ready, call, planes):  # noqa: F811
+    status, _, err = call("--data", ".", "--bits", planes, "--runs", "1")
+    assert status == 0, err
+    rows = [row for row in csv_rows() if row["memory"]]
+    assert {row["fault"] for row in rows if not row["repair"]} == {"random", "stuck_at_0", "stuck_at_1"}
+
+
 def test_a_file_from_before_there_were_memories(ready, call):  # noqa: F811
     """Its rows get the values that they meant, and are not measured again."""
     few = ["--data", ".", "--bits", "6", "--repair", "midpoint", "--sigma", "0.3", "--flip", "0.1", "--runs", "1"]
@@ -237,6 +245,11 @@ def test_rows_of_every_fault_come_back(tmp_path):
         (["--memory", "image", "--array", "4x4"], "--array is for --lines"),
         (["--memory", "image", "--array", "4"], "'4' is no size"),
         (["--memory", "image", "--lines", "row", "--array", "4x4"], "does not hold the 24576 bits of the image memory"),
+        (
+            ["--memory", "image", "--lines", "row", "--array", "200x128", "--protection", "tmr"],
+            "does not hold the 73728 bits of the image memory",
+        ),
+        (["--memory", "weights", "--critical"], "leave --memory out"),
         (["--memory", "image", "--reading", "asymmetric"], "two probabilities"),
         (["--memory", "image", "--repair", "variation"], "variation mends one broken plane"),
         (["--memory", "image", "--planes", "9"], "argument --planes: planes '9'"),
@@ -259,6 +272,6 @@ def test_rows_of_every_fault_come_back(tmp_path):
     ],
 )
 def test_bad_input_gets_one_line(ready, call, words, complaint):  # noqa: F811
-    status, _, err = call("--data", ".", *words)
-    assert status in (1, 3)  # 3: a repair that cannot be
+    status, out, err = call("--data", ".", *words)
+    assert status in (1, 3) and "to measure" not in out  # 3: a repair that cannot be
     assert err.startswith("error: ") and err.count("\n") == 1 and complaint in err

@@ -15,7 +15,7 @@ from datasets import read_images
 from engine import checkpoints
 from models import TOPOLOGIES, Topology, distillation, teachers
 from models.teacher import WIDTHS, Teacher
-from repairs import REPAIRS, learned_state, made_by
+from repairs import REPAIRS, is_learned, learned_state, made_by
 
 FILE = Path("checkpoint/teacher.cifar10_11111.pt")
 TRAIN = ["--train", "--data", ".", "--batch-size", "16", "--no-compile", "--epochs", "1", "--teacher", str(FILE)]
@@ -191,6 +191,9 @@ def test_an_interrupted_training_goes_on(run_script, monkeypatch):
     assert "is damaged" in fails(run_script, train_teacher, *words)
     unfinished.write_bytes(whole_state)
     assert "is of another training" in fails(run_script, train_teacher, "--data", ".", "--epochs", "4")
+    with monkeypatch.context() as patch:
+        patch.setattr(train_teacher, "MOMENTUM", 0.8)
+        assert "is of another training" in fails(run_script, train_teacher, *words)
     status, out, _ = run_script(train_teacher, *words)
     assert status == 0 and "epoch 2 to 3" in out
     again = torch.load(FILE)
@@ -236,6 +239,7 @@ def test_a_repair_that_learns_with_the_teacher(teacher, monkeypatch):
     FILE.unlink()
     with pytest.raises(UserError, match="is missing: train_teacher"):
         found()
+    assert not is_learned("taught", 6, "cifar10", "digest")
 
 
 def test_it_learns(run_script, monkeypatch, tmp_path):

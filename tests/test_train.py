@@ -466,7 +466,7 @@ def test_weight_standardisation_is_chosen_in_evaluation(data, succeed, complain)
     assert succeed("--data", ".", "--sess", "plain", "--no-wsconv")[-1] == f"Avg. acc.: {accuracy[False]:.3f}%"
 
 
-def test_result_for_programs(data, succeed, complain):
+def test_result_for_programs(data, succeed, complain, monkeypatch):
     succeed(*TRAIN, "--epochs", "1")
     lines = succeed(
         "--data", ".", "--noise", "0.5", "--mem_fault", "faulty", "--faulty_bit", "7", "--result", "a/b.json"
@@ -477,6 +477,8 @@ def test_result_for_programs(data, succeed, complain):
     assert (found["setting"], found["runs"], found["images"]) == ("faulty, bit 7 random, noise sigma_val 0.5", 10, 20)
     assert (found["checkpoint"], found["epoch"], found["dataset"]) == (str(CHECKPOINT), 1, "cifar10")
     assert "--result is for an evaluation" in complain(*TRAIN, "--result", "c.json")
+    monkeypatch.setattr(train_smaller, "NOISE_RUNS", 1)
+    assert ": 1 run, " in succeed("--data", ".", "--noise", "0.5")[-3]
 
 
 def test_padding_is_stored(data, succeed, complain):
