@@ -287,11 +287,7 @@ def settle(args, processes):
     defaults = {
         "wsconv": WSCONV,
         "pad": PAD,
-        "mem_fault": MEM_FAULT,
-        "faulty_bit": CIFARDataset.FAULTY_BIT,
-        "neighbor_offset": CIFARDataset.NEIGHBOR_OFFSET,
-        "memory": "",
-        **CELL_OPTIONS,
+        **fault_options(args),
         "train_flip": TRAIN_FLIP,
         "train_noise": TRAIN_NOISE,
         "pretrained": pretrained,
@@ -316,19 +312,40 @@ def settle(args, processes):
         )
     if options["smoothing"] and options["loss"] != "ce":
         raise UserError(f"--smoothing is for the cross-entropy: use 0 with --loss {options['loss']}")
-    check_cells(args, options)
+    if options["memory"] == "thresholds":
+        raise UserError("--memory thresholds is for an evaluation: thresholds come into being after training")
+    weights = [name for name in ("train_flip", "train_noise") if options[name]]
+    if options["memory"] and weights:
+        raise UserError(f"--memory is a fault of its own: leave --{weights[0]} out")
     return options
 
 
-def check_cells(args, options):
-    """UserError if a training has no such fault of cells, or another fault beside it."""
-    cells_of(args)
-    if options["memory"] == "thresholds":
-        raise UserError("--memory thresholds is for an evaluation: thresholds come into being after training")
-    others = [name for name in ("faulty_bit", "neighbor_offset") if getattr(args, name) is not None]
-    others += [name for name in ("train_flip", "train_noise") if options[name]]
+def fault_options(args):
+    """The options that describe a fault of one memory: as given, else from the constants.
+
+    UserError if they do not go together.
+    """
+    defaults = {
+        "mem_fault": MEM_FAULT,
+        "faulty_bit": CIFARDataset.FAULTY_BIT,
+        "neighbor_offset": CIFARDataset.NEIGHBOR_OFFSET,
+        "memory": "",
+        **CELL_OPTIONS,
+    }
+    given = {name: getattr(args, name) for name in defaults if getattr(args, name) is not None}
+    options = defaults | given
+    of_cells = [name for name in CELL_OPTIONS if name in given]
+    if of_cells and not options["memory"]:
+        raise UserError(f"--{of_cells[0]} is for --memory: name the memory whose cells break")
+    others = [name for name in ("faulty_bit", "neighbor_offset") if name in given]
+    if options["memory"] and options["mem_fault"] == "faulty":
+        raise UserError("--memory is a fault of its own: leave --mem_fault faulty out, or name a repair of the image")
     if options["memory"] and others:
         raise UserError(f"--memory is a fault of its own: leave --{others[0]} out")
+    if options["known"] is not None and options["mem_fault"] == "baseline":
+        raise UserError("--known is for a repair of --memory image: name one by --mem_fault")
+    repaired_cells_of(options)  # UserError for cells that cannot be
+    return options
 
 
 def resumed_options(path, saved, args, processes):
@@ -629,39 +646,18 @@ def loop(net, training, batches, test_batches, log, args, processes, keeper):
         )
 
 
-def cells_of(args):
-    """The Fault of cells that the options describe, with its repair; NO_FAULT without --memory."""
-    given = {name: getattr(args, name) for name in CELL_OPTIONS if getattr(args, name) is not None}
-    if args.memory is None and given:
-        raise UserError(f"--{next(iter(given))} is for --memory: name the memory whose cells break")
-    what = MEM_FAULT if args.mem_fault is None else args.mem_fault
-    if args.memory is not None and what == "faulty":
-        raise UserError("--memory is a fault of its own: leave --mem_fault faulty out, or name a repair of the image")
-    if "known" in given and what == "baseline":
-        raise UserError("--known is for a repair of --memory image: name one by --mem_fault")
-    return repaired_cells_of({"memory": args.memory, "mem_fault": what, **CELL_OPTIONS, **given})
-
-
-def asked_fault(args, net):
-    """The Fault of images or of a memory that an evaluation is asked for."""
-    fault = cells_of(args)
-    if args.memory is None:
-        return fault_of(
-            MEM_FAULT if args.mem_fault is None else args.mem_fault,
-            CIFARDataset.FAULTY_BIT if args.faulty_bit is None else args.faulty_bit,
-            CIFARDataset.NEIGHBOR_OFFSET if args.neighbor_offset is None else args.neighbor_offset,
-        )
-    if args.noise or any(getattr(args, name) is not None for name in ("faulty_bit", "neighbor_offset")):
-        raise UserError("--memory is a fault of its own: leave options of other faults out")
-    if fault.cells:
-        check_layers(fault, net)
-    return fault
-
-
 def evaluated_fault(args, net):
     """The Fault under which an evaluation measures, apart from --noise."""
     check_folded(args)
-    fault = asked_fault(args, net)
+    options = fault_options(args)
+    if options["memory"] and args.noise:
+        raise UserError("--memory is a fault of its own: leave --noise out")
+    if options["memory"]:
+        fault = repaired_cells_of(options)
+    else:
+        fault = fault_of(options["mem_fault"], options["faulty_bit"], options["neighbor_offset"])
+    if fault.cells:
+        check_layers(fault, net)
     if args.recalibrate and args.noise and fault != NO_FAULT:
         raise UserError("--recalibrate goes with one fault: leave --noise or the fault of the images out")
     return recalibrated(fault) if args.recalibrate and not args.noise else fault

@@ -498,7 +498,7 @@ def test_one_evaluation_of_train_smaller_is_the_cell_of_the_sweep(tmp_path, monk
         assert run_script(train_smaller, *words, "--transient", "--result", "found.json")[0] == 0
         assert json.loads(Path("found.json").read_text())["signs_flipped"] is None  # another share for each image
         for other in (["--noise", "0.1"], ["--faulty_bit", "6"]):
-            assert "leave options of other faults out" in run_script(train_smaller, *words, *other)[2]
+            assert f"leave {other[0]} out" in run_script(train_smaller, *words, *other)[2]
         assert "median mends images, not weights" in run_script(train_smaller, *words, "--mem_fault", "median")[2]
         assert "--ber is for --memory" in run_script(train_smaller, "--data", ".", "--ber", "0.1")[2]
         assert "no weights of layer fc7" in run_script(train_smaller, *words, "--layers", "fc7")[2]
