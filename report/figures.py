@@ -1,5 +1,6 @@
 """Plots of sweeps, from their rows alone, and pictures of faulty and repaired test images."""
 
+import math
 import os
 from itertools import cycle, product
 
@@ -46,12 +47,24 @@ def styles():
 
 def _draw(axes, faults, summaries, x, style, label):
     """Draws the faults' mean accuracies over x(fault): a line, with a band of one standard deviation of the runs."""
-    points = sorted(
-        ((x(fault), summaries[fault]) for fault in faults if fault in summaries), key=lambda point: point[0]
+    points = [(x(fault), summaries[fault]) for fault in faults if fault in summaries]
+    _draw_points(axes, sorted(points, key=lambda point: point[0]), style, label)
+
+
+def _draw_over_bits(axes, faults, summaries, bits, style, label):
+    """The same over the broken bit. Where the line has no figure for one of `bits`, it has a gap."""
+    found = {fault.bit: summaries[fault] for fault in faults if fault in summaries}
+    _draw_points(axes, [(bit, found.get(bit)) for bit in sorted(bits)], style, label)
+
+
+def _draw_points(axes, points, style, label):
+    """points: (x, Summary, or None for a gap)."""
+    places = [place for place, _ in points]
+    low, means, high = (
+        [figures.mean + sign * (figures.std or 0) if figures else math.nan for _, figures in points]
+        for sign in (-1, 0, 1)
     )
-    places, means = [place for place, _ in points], [figures.mean for _, figures in points]
     axes.plot(places, means, label=label, **style)
-    low, high = ([figures.mean + sign * (figures.std or 0) for _, figures in points] for sign in (-1, 1))
     axes.fill_between(places, low, high, color=style["color"], alpha=0.2, linewidth=0)
 
 
@@ -85,9 +98,10 @@ def _draw_bits(name, summaries, shown):
     figure, (axes,) = _panels(name, ["broken bit (7: MSB)"])
     _level(axes, NO_FAULT, summaries, {"color": "#555555"}, "no fault")
     lines = [(label, [fault for fault in faults if fault]) for label, _, (_, *faults) in layout(summaries)["bits"].rows]
+    bits = {fault.bit for _, faults in lines for fault in faults}
     for (label, faults), style in zip([line for line in lines if shown(line[1][0])], styles()):
-        _draw(axes, faults, summaries, lambda fault: fault.bit, style, label)
-    axes.set_xticks(sorted({fault.bit for fault in summaries if fault.bit is not None}))
+        _draw_over_bits(axes, faults, summaries, bits, style, label)
+    axes.set_xticks(sorted(bits))
     axes.invert_xaxis()
     figure.legend(loc="outside right upper")
     return figure
@@ -97,6 +111,7 @@ def draw_nets(sessions):
     """Accuracy against the broken bit: a panel for each fault and repair of `common`, a line for each net."""
     rows = layout(common(sessions))["bits"].rows
     kinds = [(label, [fault for fault in faults if fault]) for label, _, (_, *faults) in rows]
+    bits = {fault.bit for _, faults in kinds for fault in faults}
     across = min(3, len(kinds))
     down = -(-len(kinds) // across)
     size = (7.2, 1.2 + 2.1 * down)
@@ -108,8 +123,8 @@ def draw_nets(sessions):
     for axes, (label, faults) in zip(grid.flat, kinds):
         axes.set_title(label)
         for (name, summaries), style in zip(sessions.items(), styles()):
-            _draw(axes, faults, summaries, lambda fault: fault.bit, style, name)
-    grid[0][0].set_xticks(sorted({fault.bit for _, faults in kinds for fault in faults}))
+            _draw_over_bits(axes, faults, summaries, bits, style, name)
+    grid[0][0].set_xticks(sorted(bits))
     grid[0][0].invert_xaxis()
     for axes in grid[-1]:
         axes.set_xlabel("broken bit (7: MSB)")

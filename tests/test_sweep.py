@@ -609,6 +609,19 @@ def test_interval():
     assert report.summaries.interval(50, 5.0, 400, 10**9)[0] == pytest.approx(50 - 2.093 * 5 / 20, abs=0.01)
 
 
+def test_a_bit_that_copies_itself_is_a_gap_in_its_line():
+    bits = {7: 100, 6: 300, 5: 500}
+    same = {"dataset": "cifar10", "images": "0", "sess": "a", "seed": 1, "checkpoint": "0", "n": 1000}
+    faults = {Fault("random", bit, level=1.0): correct for bit, correct in bits.items()}
+    faults |= {Fault("random", bit, "repaired_n", 6, 1.0): bits[bit] + 50 for bit in (7, 5)}
+    rows = [report.row_of(fault, Score(1000, found, found, 0.0), run_seed=1, **same) for fault, found in faults.items()]
+    figure = report.figures.draw_bits("a", report.summarize(rows))
+    drawn = {line.get_label(): line.get_xydata().tolist() for line in figure.axes[0].lines}
+    assert drawn["faulty (random)"] == [[5, 50], [6, 30], [7, 10]]
+    assert str(drawn["repaired by bit 6"]) == "[[5.0, 55.0], [6.0, nan], [7.0, 15.0]]"
+    plt.close(figure)
+
+
 def test_plots_show_the_csv(ready, call, monkeypatch):
     figures, bands = {}, {}
     save = report.figures.save
