@@ -626,9 +626,12 @@ def test_plots_show_the_csv(ready, call, monkeypatch):
     figures, bands = {}, {}
     save = report.figures.save
 
+    def points_of(line):
+        return [[x, y] for x, y in line.get_xydata().tolist() if y == y]  # without gaps
+
     def note(figure, path):
         figures[path.parent.name, path.name] = [
-            {line.get_label(): line.get_xydata().tolist() for line in axes.lines} for axes in figure.axes
+            {line.get_label(): points_of(line) for line in axes.lines} for axes in figure.axes
         ]
         bands[path.parent.name, path.name] = [
             [band.get_paths()[0].vertices.tolist() for band in axes.collections] for axes in figure.axes
