@@ -59,6 +59,12 @@ def verify(path, images, expected, target):
         print(f"{target}, {title}: {found}")
 
 
+def tested_on_intact_images(options):
+    """True if the accuracy in a checkpoint is of the test images without a fault. options: of its training."""
+    intact = options.get("mem_fault", "baseline") == "baseline" and options.get("memory") != "image"
+    return intact and not options.get("holdout")
+
+
 def export(sess, seed, data, batch=1, number=16):
     """Write the QONNX file of a checkpoint, unless it differs from the net on the first `number` test images.
 
@@ -76,10 +82,7 @@ def export(sess, seed, data, batch=1, number=16):
         "checkpoint_sha256": sha256(source.read_bytes()).hexdigest(),
         "dataset": DATASETS[dataset].title,
     }
-    options = state.get("options", {})
-    of_other_images = options.get("holdout") or options.get("mem_fault", "baseline") != "baseline"
-    of_other_images = of_other_images or options.get("memory") == "image"
-    if not of_other_images:
+    if tested_on_intact_images(state.get("options", {})):
         metadata["test_accuracy"] = f"{float(state['acc']):.3f} %"
     try:
         model = to_qonnx(net, batch)

@@ -7,7 +7,10 @@ import torch
 
 from engine import checkpoints
 from faults import break_images
+from models import Topology
 from repairs import fault_of, repaired
+
+TINY = Topology(size=32, conv=((8, True), (16, True)), fc=(24,))  # a net that takes little time
 
 
 def write_cifar10(root, rows=6, protocol=2):

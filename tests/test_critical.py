@@ -5,14 +5,14 @@ import csv
 import pytest
 import torch
 import torch.nn.functional as F
-from made import trained_net
+from made import TINY, trained_net
 from test_sweep import FOLDER, call, ready  # noqa: F401  (fixtures)
 
 import sweep
 from engine import EvalBatches
 from engine.critical import at_chance, flip_losses, random_flips, worst_flips
 from engine.evaluation import Score, evaluate
-from models import TOPOLOGIES, Topology
+from models import TOPOLOGIES
 from models.folded import Folded
 
 CPU = torch.device("cpu")
@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def small(monkeypatch):
     """A small net, images and labels that it mostly classifies rightly."""
-    monkeypatch.setitem(TOPOLOGIES, "cifar_smaller", Topology(size=32, conv=((8, True), (16, True)), fc=(24,)))
+    monkeypatch.setitem(TOPOLOGIES, "cifar_smaller", TINY)
     net = trained_net("cifar10").eval()
     images = torch.randint(0, 256, (60, 3, 32, 32), dtype=torch.uint8)
     with torch.no_grad():

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from made import save_checkpoint, trained_net, write_cifar10
+from made import TINY, save_checkpoint, trained_net, write_cifar10
 from test_folded import NETS, SMALL, hard_case, images_of, logits
 from torch import nn
 
@@ -31,7 +31,7 @@ from faults import (
 )
 from faults.cells import broken_cells, broken_in, misreads
 from faults.thresholds import ThresholdMemory, bits_of
-from models import CNV, TOPOLOGIES, Topology
+from models import CNV, TOPOLOGIES
 from models.folded import Folded
 from repairs import with_fault, with_repair
 from report import read_rows
@@ -485,7 +485,7 @@ def test_items_of_the_data_set_are_the_images_of_a_sweep(tmp_path):
 
 @pytest.mark.parametrize("memory", ["image", "weights", "activations", "thresholds"])
 def test_one_evaluation_of_train_smaller_is_the_cell_of_the_sweep(tmp_path, monkeypatch, run_script, memory):
-    monkeypatch.setitem(TOPOLOGIES, "cifar_smaller", Topology(size=32, conv=((8, True), (16, True)), fc=(24,)))
+    monkeypatch.setitem(TOPOLOGIES, "cifar_smaller", TINY)
     write_cifar10(tmp_path, rows=20)
     save_checkpoint(trained_net("cifar10"), "cifar10_smaller", "cifar10", False)
     words = ["--data", ".", "--memory", memory, "--ber", "0.2", "--reading", "stuck_at_1"]

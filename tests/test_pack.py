@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from made import save_checkpoint, trained_net, write_cifar10
+from made import TINY, save_checkpoint, trained_net, write_cifar10
 
 import export_finn
 import pack
@@ -15,6 +15,7 @@ import sweep
 import train_smaller
 from common import UserError
 from engine import checkpoints
+from models import TOPOLOGIES
 
 PACKED = "checkpoint/ckpt.t7.cifar10_smaller_11111.packed.pth"
 
@@ -61,7 +62,12 @@ def test_packed_net_is_the_net(call, wsconv):
 
 
 @pytest.fixture
-def packed_only(call):
+def tiny(monkeypatch):
+    monkeypatch.setitem(TOPOLOGIES, "cifar_smaller", TINY)
+
+
+@pytest.fixture
+def packed_only(call, tiny):
     """A folder with a packed checkpoint and no trained one."""
     path = save_checkpoint(trained_net("cifar10"), "cifar10_smaller", "cifar10", False)
     sums = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -95,7 +101,7 @@ def test_used_where_no_trained_one_is(call, packed_only):
 
 @pytest.mark.parametrize("from_wsconv", [False, True])
 @pytest.mark.parametrize("packed", [False, True])
-def test_training_from_a_pretrained_net(call, monkeypatch, packed, from_wsconv):
+def test_training_from_a_pretrained_net(call, tiny, monkeypatch, packed, from_wsconv):
     trained = trained_net("cifar10", from_wsconv).eval()
     path = save_checkpoint(trained, "teacher", "cifar10", from_wsconv)
     if packed:

@@ -9,13 +9,13 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from made import save_checkpoint, trained_net, write_cifar10
+from made import TINY, save_checkpoint, trained_net, write_cifar10
 from PIL import Image
 from test_page import SESSION, copy_sessions, groups_of, mean_of
 
 import sweep
 from engine import checkpoints, training_digest
-from models import TOPOLOGIES, Topology
+from models import TOPOLOGIES
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -42,7 +42,7 @@ def folder(tmp_path_factory):
     (place / "results" / DAMAGED / "sweep.csv").write_text(text[:-30])
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
-        patch.setitem(TOPOLOGIES, "cifar_smaller", Topology(size=32, conv=((8, True), (16, True)), fc=(24,)))
+        patch.setitem(TOPOLOGIES, "cifar_smaller", TINY)
         training_digest.cache_clear()
         torch.manual_seed(0)
         write_cifar10(place, rows=ROWS)

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made import save_checkpoint, trained_net, write_cifar10
+from made import TINY, save_checkpoint, trained_net, write_cifar10
 
 import sweep
 from engine import checkpoints
-from models import TOPOLOGIES, Topology
+from models import TOPOLOGIES
 
 SEEDS = 3, 20, 100
 WORDS = ["--data", ".", "--rate", "--sigma", "--runs", "2"]
@@ -20,7 +20,7 @@ WORDS = ["--data", ".", "--rate", "--sigma", "--runs", "2"]
 @pytest.fixture
 def nets(tmp_path, monkeypatch):
     """Three nets with the same session name, and one with another; 40 test images."""
-    monkeypatch.setitem(TOPOLOGIES, "cifar_smaller", Topology(size=32, conv=((8, True), (16, True)), fc=(24,)))
+    monkeypatch.setitem(TOPOLOGIES, "cifar_smaller", TINY)
     write_cifar10(tmp_path, rows=40)
     for seed in SEEDS:
         save_checkpoint(trained_net("cifar10"), "net", "cifar10", False, seed)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from made import save_checkpoint, trained_net, write_cifar10
+from made import TINY, save_checkpoint, trained_net, write_cifar10
 from matplotlib import image as png
 from matplotlib import pyplot as plt
 
@@ -29,9 +29,8 @@ from CIFARDataset import CIFAR10
 from common import locked
 from engine import Score, checkpoints
 from faults import NO_FAULT, Fault
-from models import TOPOLOGIES, Topology
+from models import TOPOLOGIES
 
-TINY = Topology(size=32, conv=((8, True), (16, True)), fc=(24,))
 ROWS = 20  # test images
 FEW = [
     "--data",
