@@ -21,19 +21,25 @@ def write_seeds(results):
 
     Returns the paths of the files.
     """
+    found = seeds_tables(results)
+    for path, text in found.items():
+        write_text(path, text)
+    return list(found)
+
+
+def seeds_tables(results):
+    """{path of a <sess>_seeds.md: its text}"""
     nets = {}  # {sess: {(data set, digest of the test images): {seed: Session}}}
     for session in read_sessions(results)[0]:
         same = session.same
         images = same["dataset"], same["images"]
         nets.setdefault(same["sess"], {}).setdefault(images, {}).setdefault(same["seed"], session)
-    paths = []
+    found = {}
     for sess, copies in nets.items():
         sections = [_section(by_seed) for by_seed in copies.values() if len(by_seed) > 1]
         if sections:
-            path = results / f"{sess}_seeds.md"
-            write_text(path, "\n".join([f"# {sess}: what a seed is worth\n", *sections]))
-            paths.append(path)
-    return paths
+            found[results / f"{sess}_seeds.md"] = "\n".join([f"# {sess}: what a seed is worth\n", *sections])
+    return found
 
 
 def _section(by_seed):

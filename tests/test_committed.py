@@ -24,11 +24,12 @@ from faults import (
 from models.folded import Folded
 from repairs import REPAIRS, fault_of, learned, made_by, made_by_cells, with_fault
 from report import fault_in, markdown, read_rows
+from report.seeds import seeds_tables
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-FOLDERS = sorted(path.parent.name for path in ROOT.glob("results/*_11111/sweep.csv"))
+FOLDERS = sorted(path.parent.name for path in ROOT.glob("results/*/sweep.csv"))
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
@@ -38,6 +39,12 @@ def test_tables_follow_from_their_csv(folder):
     text = (ROOT / "results" / folder / "tables.md").read_text()
     alone = re.split(r"^## ", text, flags=re.M)[0]  # without the comparison with other nets
     assert not damaged and markdown(name, rows, {}).rstrip() == alone.rstrip()
+
+
+def test_seeds_follow_from_the_sessions(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    written = {path: path.read_text() for path in ROOT.glob("results/*_seeds.md")}
+    assert seeds_tables(ROOT / "results") == written
 
 
 MISREAD = {
@@ -82,22 +89,25 @@ SETTINGS = (
 )
 # first digits of the SHA-256 of a net's predictions for 40 synthetic images in each of SETTINGS, when it was packed
 PREDICTED = {
-    "cifar10_smaller_40epochs": "0177374f 33ce6d9e 55db0e78 7e8b9caa 76efa778 4056da6f c15f222d 731ad7b3 7ac21630 "
-    "306e0e66",
-    "cifar10_smaller_flip": "1ca34fdd 940a067f 916e37df 514b6099 2b160643 f13fc9c4 445f289b 3aaef48a cf2d1a7a 0955fdc0",
-    "cifar10_smaller_pad": "c1b2c577 b246c7ad 3f106cad 280a89e3 45c161c9 b1445b93 9054491a 59fbc304 d103023b 4e9f0ee0",
-    "cifar10_smaller": "9ca84b62 e6dc2976 1b335ad5 70327b0b 749ccdc4 0f98e657 772ddf40 79913913 a03054ab e7cb7a66",
-    "tiny_imagenet_smaller": "ed12ba07 a34d39d0 8561ad10 fbac51a3 0cf1b903 df9cc2b9 6f29edb9 fd0a174b 37e2f597 "
-    "17ff2c2c",
-    "tiny_imagenet_smaller_44epochs": "fd8d198f 59f2f23c a31a7ab4 e1711f26 137d8faf fa8871eb 6dc51589 6beff71e "
-    "ac0efb44 007849e1",
+    "cifar10_smaller_40epochs_11111": "0177374f 33ce6d9e 55db0e78 7e8b9caa 76efa778 "
+    "4056da6f c15f222d 731ad7b3 7ac21630 306e0e66",
+    "cifar10_smaller_flip_11111": "1ca34fdd 940a067f 916e37df 514b6099 2b160643 "
+    "f13fc9c4 445f289b 3aaef48a cf2d1a7a 0955fdc0",
+    "cifar10_smaller_pad_11111": "c1b2c577 b246c7ad 3f106cad 280a89e3 45c161c9 "
+    "b1445b93 9054491a 59fbc304 d103023b 4e9f0ee0",
+    "cifar10_smaller_11111": "9ca84b62 e6dc2976 1b335ad5 70327b0b 749ccdc4 "
+    "0f98e657 772ddf40 79913913 a03054ab e7cb7a66",
+    "tiny_imagenet_smaller_11111": "ed12ba07 a34d39d0 8561ad10 fbac51a3 0cf1b903 "
+    "df9cc2b9 6f29edb9 fd0a174b 37e2f597 17ff2c2c",
+    "tiny_imagenet_smaller_44epochs_11111": "fd8d198f 59f2f23c a31a7ab4 e1711f26 137d8faf "
+    "fa8871eb 6dc51589 6beff71e ac0efb44 007849e1",
 }
 
 
-@pytest.mark.parametrize("sess", PREDICTED)
-def test_packed_nets_predict_as_before(sess, monkeypatch):
+@pytest.mark.parametrize("name", PREDICTED)
+def test_packed_nets_predict_as_before(name, monkeypatch):
     monkeypatch.chdir(ROOT)
-    dataset, net, _ = checkpoints.load_net(checkpoints.packed_path_of(sess, 11111))
+    dataset, net, _ = checkpoints.load_net(Path(f"checkpoint/ckpt.t7.{name}.packed.pth"))
     images = torch.from_numpy(demo.draw(40, np.random.RandomState(1))[0]).view(-1, 3, 32, 32)
     larger = net.topology.size // 32
     images = images.repeat_interleave(larger, 2).repeat_interleave(larger, 3)
@@ -110,4 +120,4 @@ def test_packed_nets_predict_as_before(sess, monkeypatch):
                 folded.take_weights()
             logits = folded(with_fault(images, fault, 5, state).float() / 255)
         found.append(hashlib.sha256(bytes(logits.argmax(1).tolist())).hexdigest()[:8])
-    assert " ".join(found) == PREDICTED[sess]
+    assert " ".join(found) == PREDICTED[name]
