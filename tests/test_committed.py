@@ -101,6 +101,10 @@ PREDICTED = {
     "df9cc2b9 6f29edb9 fd0a174b 37e2f597 17ff2c2c",
     "tiny_imagenet_smaller_44epochs_11111": "fd8d198f 59f2f23c a31a7ab4 e1711f26 137d8faf "
     "fa8871eb 6dc51589 6beff71e ac0efb44 007849e1",
+    "cifar10_smaller_40epochs_12348": "2b79c36d a194477a ab91f983 426f2aea b9c37dca "
+    "888ae007 8271f703 0e255900 db5f5aa3 948afdcd",
+    "cifar10_smaller_40epochs_13579": "4d783896 8e9925d4 135d0aa3 d3c69de0 c03ee434 "
+    "6aee051a 728312f5 9e5e5f12 a74da3bf f5f7bb77",
 }
 
 
