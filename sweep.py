@@ -388,12 +388,12 @@ def measure_missing(sessions, faults, processes):
         f"{', '.join(session.name for session in sessions)}: {rows} of {len(faults) * len(sessions)} cells to measure"
     )
 
-    with processes.first_alone():  # what repairs must learn first is learned once, and what is missing is said at once
-        for fault, missing in todo:
-            for session in missing:
-                session.test_set.state_of(fault)
     mine = [(session, fault) for fault, missing in processes.share(todo) for session in missing]
     try:
+        with processes.first_alone():  # what repairs must learn is learned once, and errors come before the first row
+            for fault, missing in todo:
+                for session in missing:
+                    session.test_set.state_of(fault)
         for number, (session, fault) in enumerate(processes.bar(mine, "sweep", len(mine)), 1):
             line = to_line(session.measure(fault))
             with open(session.csv, "a", encoding="utf-8") as file:
