@@ -6,8 +6,8 @@
 
 The packed net must have exactly the accuracy of the net it is packed from, or no file is written. Latent weights and
 the optimiser's state are left out. A packed net can be evaluated, exported, and trained further with
-`train_smaller.py --train --pretrained FILE`. It cannot be tested with noise on latent
-weights, and resumed only between two cycles of its training.
+`train_smaller.py --train --pretrained FILE`. It cannot be tested with noise on latent weights, and it can be resumed
+only between two cycles of its training.
 """
 
 import torch

@@ -19,12 +19,14 @@ ABOUT = (
 def write_seeds(results):
     """Write <sess>_seeds.md into a results folder, a Path, for each session name with nets of two or more seeds.
 
-    Returns the paths of the files.
+    Returns the paths of the files that are new or have changed.
     """
-    found = seeds_tables(results)
-    for path, text in found.items():
-        write_text(path, text)
-    return list(found)
+    changed = []
+    for path, text in seeds_tables(results).items():
+        if not path.is_file() or path.read_text("utf-8") != text:
+            write_text(path, text)
+            changed.append(path)
+    return changed
 
 
 def seeds_tables(results):
