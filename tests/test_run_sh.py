@@ -13,7 +13,7 @@ import pytest
 def project(tmp_path, root):
     """A copy of the project whose environment is this Python."""
     copy = tmp_path / "project"
-    left = shutil.ignore_patterns(".venv*", ".git", "data", "checkpoint", "export_finn", "__pycache__")
+    left = shutil.ignore_patterns(".venv*", ".git", "data", "checkpoint", "results", "export_finn", "__pycache__")
     shutil.copytree(root, copy, ignore=left)
     (copy / ".venv" / "bin").mkdir(parents=True)
     launcher = copy / ".venv" / "bin" / "python"
