@@ -17,14 +17,13 @@ FOLDER = Path("checkpoint/repairs")
 def _path_of(repair, bit, dataset, images_digest):
     learn = REPAIRS[repair].learn
     name = next(name for name, row in REPAIRS.items() if row.learn is learn)  # repairs with one `learn` share a file
-    learned_by = digest(images_digest.encode(), code_digest(learn).encode(), *_start_of(repair, dataset))[:8]
+    learned_by = digest(images_digest.encode(), code_digest(learn).encode(), _teacher_digest(repair, dataset))[:8]
     return FOLDER / f"{dataset}_{name}_{bit}_{learned_by}.pt"
 
 
-def _start_of(repair, dataset):
-    """Bytes that tell with what a repair begins to learn: the code of the repair before it, and the teacher's file."""
-    before = REPAIRS[repair].after
-    return [code_digest(REPAIRS[before].learn).encode(), _teacher_of(dataset)[1].encode()] if before else []
+def _teacher_digest(repair, dataset):
+    """Digest of the teacher's file, as bytes; none if the repair is not taught."""
+    return (_teacher_of(dataset)[1] if REPAIRS[repair].taught else "").encode()
 
 
 def _teacher_of(dataset):
@@ -55,14 +54,14 @@ def learned_state(repair, bit, dataset, images_digest, training_images):
         return None
     path = _path_of(repair, bit, dataset, images_digest)
     if not path.is_file():
-        images, before, start = training_images(), REPAIRS[repair].after, ()
-        if before:
+        images, helpers = training_images(), []
+        if REPAIRS[repair].taught:
             teacher, _ = _teacher_of(dataset)
             if images.shape[-1] != teacher.size:
                 raise UserError(f"{teachers.path_of(dataset)} is for images of {teacher.size}×{teacher.size} pixels")
-            start = learned_state(before, bit, dataset, images_digest, lambda: images), teacher
+            helpers = [teacher]
         print(f"{path}: '{repair}' learns bit {bit} from training images of {dataset}, once", flush=True)
-        state = learn(images, bit, *start)
+        state = learn(images, bit, *helpers)
         buffer = io.BytesIO()
         torch.save({"state": state, "sha256": content_digest(state)}, buffer)
         write_bytes(path, buffer.getbuffer())
@@ -86,7 +85,7 @@ def made_by(repair, dataset, images_digest):
     row = REPAIRS[repair]
     functions = [faulty_images, row.mend, *([row.learn] if row.learn else [])]
     learned_from = (images_digest if row.learn else "").encode()
-    return digest(code_digest(*functions).encode(), learned_from, *_start_of(repair, dataset))
+    return digest(code_digest(*functions).encode(), learned_from, _teacher_digest(repair, dataset))
 
 
 def made_by_cells(repair, protection, known):

@@ -6,7 +6,8 @@ convolutions with dilations 1, 2, 4, 2, 1, 1 follow; each of the inner four adds
 value is judged by a neighbourhood of 2·(1 + 2 + 4 + 2 + 1 + 1) + 1 = 23 by 23 pixels, and through the scans also by
 pixels beyond. Each image is judged twice, once mirrored, and the two logits are averaged.
 
-A second pass can fit it to what counts: that a float net sees the same in the repaired image as in the clean one.
+A wider net, fitted for longer, then gets one more pass that fits it to what counts: that a float net sees the same in
+the repaired image as in the clean one.
 """
 
 import torch
@@ -22,11 +23,13 @@ from repairs.pixels import zeros_of
 
 INPUTS = 18  # channels of `look`
 WIDTH = 32  # channels between the convolutions
+WIDE = 48  # of the net that a teacher teaches
 DILATIONS = (2, 4, 2, 1)  # of the inner convolutions
 MIRRORED = [1, 0, 3, 2]  # the scan that each scan of the corners is in the mirrored image
 CHUNK = 100  # images at once
 PIXELS = 50_000 * 32 * 32  # pixels of the training images that are fitted on
 EPOCHS = 2
+WIDE_EPOCHS = 4  # before the teacher's
 BATCH = 2 * 32 * 32  # pixels
 LR = 1.5e-3  # of Adam; falls to zero along half a cosine
 TEACH_BATCH = 5 * 32 * 32  # pixels, and learning rate, of the pass with a teacher
@@ -56,11 +59,11 @@ def _chances(images, bit, state):
 class Predictor(nn.Module):
     """float32 N×18×H×W (from `look`) -> float32 N×3×H×W: logits of the broken bit being 1."""
 
-    def __init__(self):
+    def __init__(self, width):
         super().__init__()
-        self.first = _convolution(INPUTS, WIDTH)
-        self.inner = nn.ModuleList(_convolution(WIDTH, WIDTH, dilation) for dilation in DILATIONS)
-        self.last = _convolution(WIDTH, 3)
+        self.first = _convolution(INPUTS, width)
+        self.inner = nn.ModuleList(_convolution(width, width, dilation) for dilation in DILATIONS)
+        self.last = _convolution(width, 3)
 
     def forward(self, x):
         x = F.gelu(self.first(x))
@@ -72,7 +75,7 @@ class Predictor(nn.Module):
 def _net_of(state):
     """The Predictor of which `state` is the state dict; it shares the tensors."""
     with torch.device("meta"):  # draws no random numbers
-        net = Predictor()
+        net = Predictor(len(state["first.weight"]))
     net.load_state_dict(state, assign=True)
     return net
 
@@ -93,24 +96,24 @@ def look(scans, bit):
     return inputs.contiguous(memory_format=torch.channels_last)
 
 
-def learn_predictor(images, bit, epochs=EPOCHS):
+def learn_predictor(images, bit, epochs=EPOCHS, width=WIDTH):
     """The state dict of a Predictor fitted for a bit.
 
     images: clean ones, uint8 N×3×H×W. If they have more than PIXELS pixels, only some of them, evenly spaced, are used.
     """
     with torch.random.fork_rng():
         torch.manual_seed(SEED)
-        net = Predictor()
+        net = Predictor(width)
     return _fitted(net, images, bit, epochs, BATCH, LR)
 
 
-def teach_predictor(images, bit, state, teacher):
-    """The state dict of a Predictor that is fitted on, so that a teacher sees in repaired images what it sees in clean.
+def teach_predictor(images, bit, teacher):
+    """The state dict of a wide Predictor with which a teacher sees in repaired images what it sees in clean ones.
 
-    To the loss on the bits comes the distance of the teacher's predictions for the means of the candidates, weighted
-    by the probabilities, from those for the clean images (models.distillation).
+    In the last pass the distance of the teacher's predictions for the means of the candidates, weighted by the
+    probabilities, from those for the clean images (models.distillation) is added to the loss on the bits.
 
-    images: as for learn_predictor. state: from learn_predictor. teacher: a Teacher for images of this size.
+    images: as for learn_predictor. teacher: a Teacher for images of this size.
     """
 
     def distance(zeros, logits, clean):
@@ -119,7 +122,7 @@ def teach_predictor(images, bit, state, teacher):
         means = (zeros.float() + logits.sigmoid() * (1 << bit)) / 255
         return distillation(teacher(means), wanted, TEMPERATURE)
 
-    net = _net_of({key: value.clone() for key, value in state.items()})
+    net = _net_of(learn_predictor(images, bit, WIDE_EPOCHS, WIDE))
     return _fitted(net, images, bit, 1, TEACH_BATCH, TEACH_LR, distance)
 
 

@@ -33,8 +33,8 @@ class Repair(NamedTuple):
     mend: Callable
     what: str  # it puts in the broken bit's place; for tables.md
     cost: RepairCost | None  # None: too slow for hardware that repairs pixels as they come (offline)
-    learn: Callable | None = None  # (clean training images, bit) -> state: a tensor, or a dict of tensors
-    after: str = ""  # learning starts from what this repair has learned, with a teacher: (…, bit, its state, Teacher)
+    learn: Callable | None = None  # (clean training images, bit[, Teacher]) -> state: a tensor, or a dict of tensors
+    taught: bool = False  # a teacher takes part in the learning
     sources: tuple = ()  # the bits that it can copy, if it copies one; a sweep measures all
     cannot: tuple = ()  # the broken bits that it cannot mend, because it reads them
     masked: Callable | None = None  # the same for any broken bits: (images, broken bits[, source]) -> images
@@ -114,10 +114,10 @@ REPAIRS = {
     ),
     "taught": Repair(
         mean_of_predictor,
-        "the same, the net fitted on until a float net sees in the result what it sees in the clean image",
+        "the same with a wider net, fitted until a float net sees in the result what it sees in the clean image",
         None,
         teach_predictor,
-        after="learned",
+        taught=True,
     ),
 }
 
