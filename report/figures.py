@@ -187,9 +187,10 @@ def draw_flips(sessions):
     """Accuracy against the share of flipped weight signs: a line for each session and cause (bit errors, noise)."""
     figure, (axes,) = _panels("weights with the other sign", ["share of weight signs flipped (%)"])
     found = styles()
+    causes = (("flips", "bit errors"), ("noise_relative", "relative noise"), ("noise", "absolute noise"))
     for name, summaries in sessions.items():
-        _level(axes, NO_FAULT, summaries, {"color": "#555555"})
-        causes = (("flips", "bit errors"), ("noise_relative", "relative noise"), ("noise", "absolute noise"))
+        if any(fault.kind in dict(causes) for fault in summaries):
+            _level(axes, NO_FAULT, summaries, {"color": "#555555"})
         for (kind, by), (repair, words) in product(causes, AS_IT_IS_OR_RECALIBRATED):
             faults = [fault for fault in summaries if (fault.kind, fault.repair) == (kind, repair)]
             if faults:

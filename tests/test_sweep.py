@@ -621,6 +621,17 @@ def test_a_bit_that_copies_itself_is_a_gap_in_its_line():
     plt.close(figure)
 
 
+def test_a_session_without_flips_adds_no_line_to_their_plot():
+    same = {"dataset": "cifar10", "images": "0", "sess": "a", "seed": 1, "checkpoint": "0", "n": 1000, "run_seed": 1}
+    clean = report.row_of(NO_FAULT, Score(1000, 900, 900, 0.0), **same)
+    flipped = report.row_of(Fault("flips", level=0.1), Score(1000, 300, 300, 0.0), **same) | {"flipped": 0.1}
+    sessions = {"a": report.summarize([clean, flipped]), "b": report.summarize([clean])}
+    figure = report.figures.draw_flips(sessions)
+    level, line = figure.axes[0].lines
+    assert set(level.get_ydata()) == {90} and line.get_xydata().tolist() == [[10, 30]]
+    plt.close(figure)
+
+
 def test_plots_show_the_csv(ready, call, monkeypatch):
     figures, bands = {}, {}
     save = report.figures.save
