@@ -100,14 +100,13 @@ TEACHER = ""  # file of train_teacher.py whose net teaches this one; empty: no t
 LOSS = "ce"
 MARGIN = 0.0  # required logit margin, in standard deviations of the logits; 0: no such term in the loss
 DECAY = 0.0  # weight decay
-CUTMIX = 0.0  # share of the batches in which a square of each image comes from another one; needs a teacher
 PRECISE_NORMS = 0  # batches on which the norms' statistics are taken anew after the last step; 0: the running ones stay
 
 # options that an evaluation does not use
 TRAINING_ONLY = (
     *("resume", "recipe", "optimizer", "amsgrad", "lr", "init", "pretrained", "schedule", "cycles", "batch_size"),
     *("epochs", "duplicate", "loss", "padding", "soften", "soften_weights", "norm_momentum", "smoothing", "margin"),
-    *("teacher", "cutmix", "clip", "decay", "precise_norms", "train_flip", "train_noise", "bf16", "compile"),
+    *("teacher", "clip", "decay", "precise_norms", "train_flip", "train_noise", "bf16", "compile"),
 )
 
 # defaults of the options that go with --memory
@@ -209,11 +208,6 @@ def parse():
         "--pretrained", help="start from the signs and statistics of this checkpoint, latent weights at ± --init"
     )
     group.add_argument("--teacher", metavar="FILE", help="teach the net what this net of train_teacher.py predicts")
-    group.add_argument(
-        "--cutmix",
-        type=within(float, 0, 1),
-        help=f"share of the batches in which a square of each image comes from another one, default {CUTMIX}",
-    )
     group.add_argument("--schedule", choices=("cosine", "step"), help="schedule of the learning rate")
     group.add_argument(
         "--cycles",
@@ -298,7 +292,6 @@ def settle(args, processes):
         "train_noise": TRAIN_NOISE,
         "pretrained": pretrained,
         "teacher": TEACHER,
-        "cutmix": CUTMIX,
         "loss": LOSS,
         "margin": MARGIN,
         "decay": DECAY,
@@ -319,8 +312,6 @@ def settle(args, processes):
         )
     if options["smoothing"] and options["loss"] != "ce":
         raise UserError(f"--smoothing is for the cross-entropy: use 0 with --loss {options['loss']}")
-    if options["cutmix"] and not options["teacher"]:
-        raise UserError("--cutmix needs a --teacher: it says what the parts of an image are worth")
     if options["memory"] == "thresholds":
         raise UserError("--memory thresholds is for an evaluation: thresholds come into being after training")
     weights = [name for name in ("train_flip", "train_noise") if options[name]]
@@ -420,7 +411,6 @@ def make_batches(args, options, processes):
         labels,
         batch_size=options["batch_size"],
         padding=options["padding"],
-        cutmix=options["cutmix"],
         faults=faults,
         seed=seed,
         device=device,
@@ -541,7 +531,7 @@ def one_epoch(net, training, batches, test_batches, epoch, norm_batches, fold, p
     rate = trained.n / (time.monotonic() - start)
 
     if norm_batches and processes.rank == 0:
-        take_norms_anew(net, islice(batches.epoch(ends, mix=False), norm_batches))
+        take_norms_anew(net, islice(batches.epoch(ends), norm_batches))
     processes.same_buffers(net)
     tester = Folded(net) if fold else net
     tested = processes.total(evaluate(tester, processes.bar(test_batches, "testing", len(test_batches))))

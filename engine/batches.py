@@ -5,7 +5,6 @@ that cropping and flipping are one gather of pixels.
 """
 
 import functools
-import math
 
 import numpy as np
 import torch
@@ -18,7 +17,6 @@ from repairs import REPAIRS, learned_state, mended
 
 EVAL_BATCH = 500  # images; results do not depend on it
 CALIBRATION = 1000  # training images on which thresholds are recalibrated
-LARGEST_PATCH = 0.5  # of the area of an image, in mixed batches; so the label stays that of the larger part
 
 
 def scale(images):
@@ -74,21 +72,16 @@ class TrainBatches:
     faults: list of (Fault, state that its repair has learned or None); each batch has one of these, drawn at random.
     Persistent cells are those of an evaluation with the same seed; all else is drawn anew for each image.
     padding: of the random crop, pixels of zeros on each side; 0: no crop.
-    cutmix: share of the batches that are mixed. There a square of each image comes from another one, at the same place
-    in the whole batch; its area is at most LARGEST_PATCH of the image, and each image keeps its label.
-    Source: Yun et al., "CutMix" (2019), where labels are mixed, too.
     A pass depends only on (seed, epoch) and on the kind of device.
     """
 
-    def __init__(
-        self, images, labels, batch_size, padding, faults, seed, device, duplicate=1, rank=0, world=1, cutmix=0.0
-    ):
+    def __init__(self, images, labels, batch_size, padding, faults, seed, device, duplicate=1, rank=0, world=1):
         self.size = images.shape[-1]
         self.padding = padding
         padded = F.pad(images, [padding] * 4) if padding else images
         self.pixels = padded.to(device).permute(0, 2, 3, 1).contiguous()  # N×H×W×3
         self.labels = labels.to(device)
-        self.faults, self.seed, self.device, self.cutmix = faults, seed, device, cutmix
+        self.faults, self.seed, self.device = faults, seed, device
         self.generator = torch.Generator(device)
         self.duplicate, self.rank, self.world = duplicate, rank, world
 
@@ -104,8 +97,8 @@ class TrainBatches:
     def __len__(self):
         return len(self.starts)
 
-    def epoch(self, epoch, mix=True):
-        """Yields the batches of the pass that starts at `epoch`; with mix=False none is mixed."""
+    def epoch(self, epoch):
+        """Yields the batches of the pass that starts at `epoch`."""
         self.generator.manual_seed(int(np.random.SeedSequence([self.seed, epoch]).generate_state(1)[0]))
         order = torch.randperm(self.total, generator=self.generator, device=self.device) % len(self.labels)
         for start, stop in zip(self.starts, [*self.starts[1:], self.total]):
@@ -113,8 +106,6 @@ class TrainBatches:
             shift = self._randint(2 * self.padding + 1, 2, len(index))
             flip = self._randint(2, len(index))
             clean = self._cut(index, *shift, flip)  # uint8 B×3×H×W
-            if mix and self.cutmix and float(self._rand()) < self.cutmix:
-                clean = self._mixed(clean)
             fault, state = self.faults[int(self._randint(len(self.faults))) if len(self.faults) > 1 else 0]
             images = mended(fault, self._broken(fault, clean), self.seed, state)
             mine = slice(self.rank, None, self.world)
@@ -128,20 +119,8 @@ class TrainBatches:
             fault,
             images,
             lambda shape: self._randint(2, *shape, dtype=torch.uint8),
-            lambda shape, share: self._rand(*shape) < share,
+            lambda shape, share: torch.rand(shape, generator=self.generator, device=self.device) < share,
         )
-
-    def _mixed(self, images):
-        """Each image (uint8 B×3×size×size) with a square of the one at the same place from the end of the batch."""
-        side = int(self.size * math.sqrt(LARGEST_PATCH * float(self._rand())))
-        top, left = self._randint(self.size - side + 1, 2).tolist()
-        square = ..., slice(top, top + side), slice(left, left + side)
-        mixed = images.clone()
-        mixed[square] = images.flip(0)[square]
-        return mixed
-
-    def _rand(self, *shape):
-        return torch.rand(shape, generator=self.generator, device=self.device)
 
     def _randint(self, high, *shape, dtype=torch.int64):
         return torch.randint(high, shape, generator=self.generator, device=self.device, dtype=dtype)

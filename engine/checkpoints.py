@@ -246,7 +246,6 @@ OLDER_OPTIONS = {
     "train_noise": 0.0,
     "pretrained": "",
     "teacher": "",
-    "cutmix": 0.0,
     "cycles": 1,
     "padding": 4,  # except for the data sets in OLDER_PADDING
     "soften": 0.0,

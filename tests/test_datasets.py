@@ -364,29 +364,6 @@ def test_augmentation_against_numpy():
     assert len(shifts) == 25 and 70 < flips[True] < 130
 
 
-def test_mixed_batches_hold_a_square_of_another_image():
-    images, labels = numbered(240)
-    batches = TrainBatches(images, labels, 8, 0, [BASELINE], 3, CPU, cutmix=0.5)
-    areas = []
-    for mixed, order, clean in batches.epoch(0):
-        mixed = to_bytes(mixed).numpy()
-        assert np.array_equal(mixed, clean.numpy())
-        assert set(np.unique(mixed[:, 1])) == set(range(1, 9)) and (mixed[:, 2] == images[0, 2].numpy()).all()
-        foreign = mixed[:, 0] != order.numpy()[:, None, None]
-        assert (foreign == foreign[0]).all()
-        rows, columns = np.nonzero(foreign[0])
-        areas.append(len(rows))
-        if areas[-1]:
-            side = np.ptp(rows) + 1
-            assert side == np.ptp(columns) + 1 and side**2 == len(rows) <= 32
-            others = mixed[:, 0][foreign].reshape(8, -1)
-            assert (others == others[:, :1]).all()  # of one other image each
-            assert set(others[:, 0]) == set(order.tolist())  # and of each image once
-    assert 8 < np.count_nonzero(areas) < 22 and len(set(areas)) > 3
-    plain = TrainBatches(images, labels, 8, 0, [BASELINE], 3, CPU, cutmix=1.0).epoch(0, mix=False)
-    assert all((to_bytes(given)[:, 0] == order[:, None, None]).all() for given, order, _ in plain)
-
-
 def test_passes_differ_and_repeat():
     images, labels = numbered(50)
     batches = TrainBatches(images, labels, 16, 2, [(fault_of("faulty", 6, -1), None)], 3, CPU)

@@ -13,8 +13,6 @@ import train_teacher
 from common import UserError
 from datasets import read_images
 from engine import checkpoints
-from engine.batches import TrainBatches
-from faults import NO_FAULT
 from models import TOPOLOGIES, Topology, distillation, teachers
 from models.teacher import WIDTHS, Teacher
 from repairs import REPAIRS, is_learned, learned_state, made_by
@@ -110,30 +108,6 @@ def test_the_teacher_sees_clean_images_and_the_net_faulty_ones(teacher, run_scri
         assert logits.shape == taught.shape
     state = torch.load("checkpoint/ckpt.t7.cifar10_smaller_11111.pth")
     assert state["options"]["teacher"] == str(FILE)
-
-
-def test_mixed_images_reach_the_teacher_and_the_norms_take_none(teacher, run_script, monkeypatch):
-    shown, taken = [], []
-    lessons, take_norms_anew = train_smaller.lessons, train_smaller.take_norms_anew
-    monkeypatch.setattr(
-        train_smaller, "lessons", lambda *given: (teach := lessons(*given)) and (lambda x: shown.append(x) or teach(x))
-    )
-    monkeypatch.setattr(
-        train_smaller,
-        "take_norms_anew",
-        lambda net, batches: take_norms_anew(net, taken.extend(each := list(batches)) or each),
-    )
-    status, _, err = run_script(train_smaller, *TRAIN, "--cutmix", "1", "--precise_norms", "3")
-    assert status == 0, err
-    images, labels = read_images("cifar10", ".", train=True)
-    plain = TrainBatches(images, labels, 16, 4, [(NO_FAULT, None)], 11111, torch.device("cpu"))
-    ((start, _, _), *_) = plain.epoch(0)
-    differ = (shown[0].float() / 255 != start).any(1)
-    assert 0 < differ.float().mean() <= 0.5 and len(shown) == len(plain)
-    for (given, *_), (expected, *_) in zip(taken, plain.epoch(1)):
-        assert torch.equal(given, expected)
-    assert len(taken) == 3
-    assert torch.load("checkpoint/ckpt.t7.cifar10_smaller_11111.pth")["options"]["cutmix"] == 1
 
 
 def test_a_perfect_teacher_leaves_the_share_of_the_labels():
