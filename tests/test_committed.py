@@ -105,6 +105,8 @@ PREDICTED = {
     "888ae007 8271f703 0e255900 db5f5aa3 948afdcd",
     "cifar10_smaller_40epochs_13579": "4d783896 8e9925d4 135d0aa3 d3c69de0 c03ee434 "
     "6aee051a 728312f5 9e5e5f12 a74da3bf f5f7bb77",
+    "cifar10_smaller_colors_any_14epochs_11111": "589fd9ae a32ea71d 61c780d8 b215ac1f 6f92ed6c "
+    "edf0e19b 4b1bb822 80474432 5fd5d4a5 85ae89c0",
 }
 
 
