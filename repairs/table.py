@@ -12,6 +12,7 @@ import torch
 from common import UserError
 from faults import MSB, NO_FAULT, Fault, broken_map
 from repairs import colors, masked, pixels
+from repairs.color_field import mean_of_color_field
 from repairs.predictor import from_predictor, learn_predictor, mean_of_predictor, teach_predictor
 from repairs.total_variation import from_total_variation
 
@@ -102,6 +103,11 @@ REPAIRS = {
         colors.from_color_scans, "the same from each of the four corners: the result of least variation", None
     ),
     "color_mean": Repair(colors.mean_of_color_scans, "the mean of the four", None),
+    "color_field": Repair(
+        mean_of_color_field,
+        "the mean of the candidates, weighted by what the whole image costs with them: colours and their differences",
+        None,
+    ),
     "variation": Repair(from_total_variation, "the candidates of least total variation", None),
     "learned": Repair(
         from_predictor, "the prediction of a small net that learned from clean training images", None, learn_predictor

@@ -122,7 +122,7 @@ def test_the_table_of_nets(made):
     net = nets[SESSION]
     assert net["no fault (%)"].startswith(f"{mean_of(groups['none', '', '', '', '']):.2f} [")
     assert net["checkpoint"] == "62719f6cfee9a802" and net["epochs"] == "–"  # no checkpoint in this folder
-    offline = ("color_scans", "color_mean", "variation", "learned", "learned_mean", "taught")
+    offline = ("color_scans", "color_mean", "color_field", "variation", "learned", "learned_mean", "taught")
     for bit in "765":
         found = {key: mean_of(rows) for key, rows in groups.items() if key[:2] == ("random", bit) and key[4] == "1.0"}
         assert net[f"bit {bit} random (%)"].startswith(f"{found['random', bit, '', '', '1.0']:.2f}")

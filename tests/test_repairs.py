@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from fractions import Fraction
 
 import maxflow
 import numpy as np
@@ -14,7 +15,18 @@ from CIFARDataset import CIFAR10
 from common import UserError
 from datasets import read_images
 from engine import state_of
-from repairs import REPAIRS, colors, fault_of, learned, learned_state, pixels, predictor, total_variation, with_fault
+from repairs import (
+    REPAIRS,
+    color_field,
+    colors,
+    fault_of,
+    learned,
+    learned_state,
+    pixels,
+    predictor,
+    total_variation,
+    with_fault,
+)
 from repairs.pixels import NEIGHBOR_PASSES, learn_table
 
 BITS = range(8)
@@ -84,7 +96,7 @@ def by_hand(repair, channel, bit):
 
 
 LEARNED = ("learned", "learned_mean", "taught")
-OTHERS = ("repaired_n", "table", "colors", "color_scans", "color_mean", "variation", *LEARNED)
+OTHERS = ("repaired_n", "table", "colors", "color_scans", "color_mean", "color_field", "variation", *LEARNED)
 SIMPLE = [name for name in REPAIRS if name not in OTHERS]
 
 
@@ -120,7 +132,7 @@ def test_nothing_depends_on_what_the_broken_bit_reads_nor_changes_another_bit(re
         assert all(torch.equal(result, results[0]) for result in results)
         assert results[0].dtype == torch.uint8 and torch.equal(images, before)
         assert (
-            repair in ("midpoint", "color_mean", "learned_mean", "taught")
+            repair in ("midpoint", "color_mean", "color_field", "learned_mean", "taught")
             or ((results[0] ^ images) & ~torch.tensor(1 << bit, dtype=torch.uint8)).max() == 0
         )
         alone = torch.cat([mend_alone(fault, image, state) for image in images])
@@ -189,6 +201,76 @@ def test_colors_by_hand(bit):
         least = min(map(wavering, scans))
         assert any(np.array_equal(found[1], scan) for scan in scans if wavering(scan) == least)
         assert np.array_equal(found[2], (np.sum(scans, 0) + 2) // 4)
+
+
+def together(image, bit, label, y, x):
+    """The values of the candidate `label` of a pixel, and twice their differences, which count as much."""
+    triple = [int(image[c, y, x]) & ~(1 << bit) | (label >> c & 1) << bit for c in range(3)]
+    return triple, [triple[c] - triple[(c + 1) % 3] for c in range(3)]
+
+
+def apart(image, bit, one, other):
+    """What two neighbours, each (label, y, x), cost."""
+    limit = max(2**bit // 2, 32)
+    pairs = zip(together(image, bit, *one), together(image, bit, *other))
+    values, differences = (sum(min(abs(a - b), limit) for a, b in zip(*pair)) for pair in pairs)
+    return values + 2 * differences
+
+
+def field_by_hand(image, bit):
+    """One image (3×H×W array) repaired by four sweeps from each of two corners, pixel by pixel."""
+    _, height, width = image.shape
+    told = {}  # (from, to): what each candidate of the second pixel costs
+    pixels = list(np.ndindex(height, width))
+    for order, way in ((pixels, 1), (pixels[::-1], -1)) * 4:
+        for y, x in order:
+            around = [(y + a, x + b) for a, b in ((0, 1), (1, 0), (0, -1), (-1, 0)) if (y + a, x + b) in pixels]
+            heard = {pixel: told.get((pixel, (y, x)), [0] * 8) for pixel in around}
+            for to in around:
+                if way * (pixels.index(to) - pixels.index((y, x))) > 0:
+                    costs = [sum(each[i] for each in heard.values()) // 2 - heard[to][i] for i in range(8)]
+                    least = [min(costs[i] + apart(image, bit, (i, y, x), (j, *to)) for i in range(8)) for j in range(8)]
+                    told[(y, x), to] = [cost - min(least) for cost in least]
+    result = np.empty_like(image)
+    for place in pixels:
+        costs = [sum(message[i] for (_, to), message in told.items() if to == place) for i in range(8)]
+        numbers = [min(60, (cost - min(costs)) // max(1, 2**bit // 32)) for cost in costs]
+        weights = [round(2 ** (15 - number / 4)) for number in numbers]
+        for c in range(3):
+            values = [together(image, bit, i, *place)[0][c] for i in range(8)]
+            result[c][place] = math.floor(Fraction(np.dot(weights, values).item(), sum(weights)) + Fraction(1, 2))
+    return result
+
+
+@pytest.mark.parametrize("bit", BITS)
+def test_color_field_by_hand(bit, monkeypatch):
+    images = pictures(3, 4, 5)
+    mended = mend("color_field", images, bit)
+    for image, found in zip(images.numpy().astype(int), mended.numpy()):
+        assert np.array_equal(found, field_by_hand(image, bit))
+    monkeypatch.setattr(color_field, "CHUNK", 50)  # two images, then one
+    assert torch.equal(mend("color_field", images, bit), mended)
+
+
+def field_cost(image, bit):
+    """What all pairs of neighbours of an image (3×H×W array) cost."""
+    height, width = image.shape[1:]
+    limit = max(2**bit // 2, 32)
+    planes = [(1, channel) for channel in image] + [(2, image[c] - image[(c + 1) % 3]) for c in range(3)]
+    return sum(
+        weight * np.minimum(abs(np.diff(plane, axis=axis)), limit).sum() for weight, plane in planes for axis in (0, 1)
+    )
+
+
+@pytest.mark.parametrize("bit", (6, 5))
+def test_the_color_field_costs_less_than_scans(bit):
+    images = pictures(20, 12, 12)
+    zeros = images & ~torch.tensor(1 << bit, dtype=torch.uint8)
+    best = color_field.candidate_costs(zeros, bit).argmin(1)
+    field = zeros + (torch.stack([best >> c & 1 for c in range(3)], 1) << bit).to(torch.uint8)
+    scans = mend("color_scans", images, bit)
+    low, high = (sum(field_cost(image, bit) for image in mended.numpy().astype(int)) for mended in (field, scans))
+    assert low < high
 
 
 @pytest.mark.parametrize("bit", BITS)
