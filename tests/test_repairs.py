@@ -254,7 +254,6 @@ def test_color_field_by_hand(bit, monkeypatch):
 
 def field_cost(image, bit):
     """What all pairs of neighbours of an image (3×H×W array) cost."""
-    height, width = image.shape[1:]
     limit = max(2**bit // 2, 32)
     planes = [(1, channel) for channel in image] + [(2, image[c] - image[(c + 1) % 3]) for c in range(3)]
     return sum(
