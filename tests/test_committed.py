@@ -110,6 +110,14 @@ PREDICTED = {
 }
 
 
+@pytest.mark.parametrize("name", sorted(path.name for path in ROOT.glob("checkpoint/*.packed.pth")))
+def test_packed_nets_are_small_and_the_files_that_their_text_describes(name):
+    path = ROOT / "checkpoint" / name
+    text = path.with_suffix(".txt").read_text()
+    assert path.stat().st_size < 3_000_000  # signs as bits: float weights take 70 MB
+    assert hashlib.sha256(path.read_bytes()).hexdigest() in text
+
+
 @pytest.mark.parametrize("name", PREDICTED)
 def test_packed_nets_predict_as_before(name, monkeypatch):
     monkeypatch.chdir(ROOT)
