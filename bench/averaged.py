@@ -20,7 +20,7 @@ from repairs import fault_of, repaired
 from repairs.predictor import learn_predictor
 
 SIZE = 32
-REPAIR = ("median", "colors", "color_scans", "learned")
+REPAIR = ("median", "colors", "color_scans", "color_field", "learned")
 FIT = 5_000  # training images that the predictor is fitted on
 EPOCHS = 6
 
