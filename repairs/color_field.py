@@ -4,18 +4,20 @@ A pixel with a broken bit has eight candidate triples. Two neighbours, one to th
 
     Σ min(|d|, LIMIT)  over the channels  +  PAIR_WEIGHT · Σ min(|d|, LIMIT)  over the three pairs of channels
 
-where d is by how much the change of a channel, or of the difference of two channels, from one to the other differs from
-the slope of the image there. LIMIT, half the step of the broken bit and at least LEAST_LIMIT, keeps an edge of the
-picture from costing more than wrong bits do. A candidate of a pixel costs about what the whole image costs with it at
-least. These costs are found by message passing: in a sweep from the upper left corner each pixel tells its right and
-its lower neighbour what each of their candidates costs at least, in a sweep from the lower right corner the other two
-neighbours, and so on.
+where d is the change of a channel, or of the difference of two channels, from one pixel to the other, minus the slope
+there. LIMIT is half the step of the broken bit, at least LEAST_LIMIT. With it an edge of the picture costs no more than
+a wrong bit.
 
-The result is the mean of the candidates. A candidate that costs an eighth of the broken bit's step more than another,
-or 4 more if that is larger, weighs half as much.
+Message passing estimates for each candidate what the whole image costs at least if the pixel has it. A sweep goes
+through all pixels. Each pixel sends each neighbour that comes later a message: what each candidate of the neighbour
+costs at least. Sweeps start in turn at the upper left and at the lower right corner.
 
-The slope is 0 at first. After the two sweeps of a round it is taken from the result so far: the mean of the eight
-changes around a change, in the same direction. All numbers are whole, and nothing is multiplied before the mean.
+The result is the mean of the candidates. A candidate's weight is halved by every eighth of the broken bit's step, at
+least 4, that it costs more than the best one, 15 times at most.
+
+In the first round of two sweeps the slope is 0. Then it is taken from the result of the round before: the mean of the
+eight changes around a change, in the same direction. All numbers are whole, and they are multiplied by nothing but
+powers of two. Each value is divided once in a round.
 
 Source: Kolmogorov, "Convergent Tree-Reweighted Message Passing for Energy Minimization" (2006), TRW-S.
 """
@@ -25,20 +27,22 @@ import torch
 from repairs.colors import PAIR_WEIGHT, PAIRS
 from repairs.pixels import zeros_of
 
-ROUNDS = 6  # of a sweep from each of two corners
+ROUNDS = 6  # each of two sweeps
 LEAST_LIMIT = 32
 WEIGHTS = [round(2 ** (15 - number / 4)) for number in range(61)]  # of a candidate, by its cost: four to a halving
-CHUNK = 100_000  # pixels at once
+CHUNK = 2**17  # pixels at once: 128 images of 32×32, a batch of training
 TRIPLES = torch.tensor([[number >> channel & 1 for channel in range(3)] for number in range(8)])  # bits of a candidate
-# two neighbours' bits differ by -1, 0 or 1 in each channel: the number 0 to 26 of that difference, for candidate i of
-# a pixel and candidate j of its left or upper neighbour at 8·i + j
+# the bits of two neighbours differ by -1, 0 or 1 in each channel: 27 differences, number 9·red + 3·green + blue + 13
+# DIFFERENCES[8·i + j]: the number for candidate i of a pixel and candidate j of its left or upper neighbour
 DIFFERENCES = ((TRIPLES[:, None] - TRIPLES + 1) @ torch.tensor([9, 3, 1])).flatten()
+# STEPS[i, j]: the difference of two channels' differences i - 1 and j - 1, plus 2
+STEPS = [[2, 1, 0], [3, 2, 1], [4, 3, 2]]
 
 
 def mean_of_color_field(images, bit):
     """The mean of the candidates, weighted by what they cost, rounded; changes other bits, too."""
-    height, width = images.shape[-2:]
-    parts = images.reshape(-1, 3, height, width).split(max(1, CHUNK // (height * width)))
+    channels, height, width = images.shape[-3:]
+    parts = images.reshape(-1, channels, height, width).split(max(1, CHUNK // (height * width)))
     return torch.cat([_mended(part, bit) for part in parts]).view(images.shape)
 
 
@@ -56,7 +60,7 @@ def _mended(images, bit):
 
 
 def _costs_of_changes(zeros, slopes, step):
-    """What each difference of bits costs from a pixel to its right and to its lower neighbour: int16 2×H×W×27×N.
+    """What each of the 27 differences costs from a pixel to its right and to its lower neighbour: int16 2×H×W×27×N.
 
     0 where there is no neighbour. zeros: the lower candidates, int16 H×W×3×N. slopes: to the right and downwards, int16
     H×(W-1)×3×N and (H-1)×W×3×N, or 0.
@@ -67,13 +71,13 @@ def _costs_of_changes(zeros, slopes, step):
     for found, axis, slope in zip(costs, (1, 0), slopes):
         change = zeros.diff(dim=axis) - slope
         pairs = change[:, :, first] - change[:, :, second]
-        # of a channel, by the difference of its bits; of a pair, by that of its first and that of its second channel
+        # by the difference of a channel's bits H×W×3×3×N, by the step between the channels of a pair H×W×3×5×N
         single = torch.stack([(change + number * step).abs().clamp(max=limit) for number in (-1, 0, 1)], 3)
         double = torch.stack(
             [PAIR_WEIGHT * (pairs + number * step).abs().clamp(max=limit) for number in range(-2, 3)], 3
         )
-        pairs = double[:, :, :, [[2, 1, 0], [3, 2, 1], [4, 3, 2]]] + single[:, :, :, :, None]  # H×W×3×3×3×N
-        red_green, green_blue, blue_red = pairs.unbind(2)
+        # a pair with its first channel, by the differences of both: H×W×3×3×N each
+        red_green, green_blue, blue_red = (double[:, :, :, STEPS] + single[:, :, :, :, None]).unbind(2)
         total = red_green[:, :, :, :, None] + green_blue[:, :, None] + blue_red.transpose(2, 3)[:, :, :, None]
         found[: change.shape[0], : change.shape[1]] = total.flatten(2, 4)
     return costs
@@ -129,21 +133,22 @@ def _mean_raise(costs, bit):
 
     costs: of the candidates, int16 H×W×8×N.
     """
-    number = costs - _least(costs, 2)[:, :, None] >> max(0, bit - 5)
+    index = costs - _least(costs, 2)[:, :, None] >> max(0, bit - 5)
     weights = torch.tensor(WEIGHTS, dtype=torch.int32, device=costs.device)
-    weights = weights[number.clamp(max=len(WEIGHTS) - 1).int()].unflatten(
-        2, (2, 2, 2)
-    )  # by the bits of blue, green, red
+    weights = weights[index.clamp(max=len(WEIGHTS) - 1).int()].unflatten(2, (2, 2, 2))  # bits of blue, green, red
     ones = torch.stack([weights.select(axis, 1).sum((2, 3), dtype=torch.int32) for axis in (4, 3, 2)], 2)
     total = weights.sum((2, 3, 4), dtype=torch.int32)[:, :, None]
     return torch.div((2 * ones << bit) + total, 2 * total, rounding_mode="floor").short()
 
 
 def _slope(changes):
-    """The rounded mean of the eight changes around each: int16 H×W×3×N. Those at a border stand for those beyond it."""
+    """The rounded mean of the eight changes around each: int16 H×W×3×N. Beyond a border the nearest change counts."""
+    if not changes.numel():
+        return changes
     around = changes
     for axis, length in enumerate(changes.shape[:2]):
-        place = torch.arange(-1, length + 1, device=changes.device).clamp(0, max(0, length - 1))
-        framed = around.index_select(axis, place) if length else around
-        around = sum(framed.narrow(axis, start, length) for start in range(3)) if length else around
+        place = torch.arange(-1, length + 1, device=changes.device).clamp(0, length - 1)
+        framed = around.index_select(axis, place)
+        before, middle, after = (framed.narrow(axis, start, length) for start in range(3))
+        around = before + middle + after
     return around - changes + 4 >> 3

@@ -105,7 +105,7 @@ REPAIRS = {
     "color_mean": Repair(colors.mean_of_color_scans, "the mean of the four", None),
     "color_field": Repair(
         mean_of_color_field,
-        "the mean of the candidates, weighted by what the whole image costs with them: colours and their differences",
+        "the mean of the eight candidate triples; those weigh more with which the whole image varies less",
         None,
     ),
     "variation": Repair(from_total_variation, "the candidates of least total variation", None),

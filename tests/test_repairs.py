@@ -263,14 +263,18 @@ def field_by_hand(image, bit):
 
 @pytest.mark.parametrize("bit", BITS)
 def test_color_field_by_hand(bit, monkeypatch):
-    images = pictures(2, 4, 5)
+    random = np.random.default_rng(bit)
+    noise = [random.integers(0, 256, (1, 3, 4, 5)), 255 * random.integers(0, 2, (1, 3, 4, 5))]
+    images = torch.cat([pictures(2, 4, 5), *map(torch.from_numpy, noise)]).to(torch.uint8)
     mended = mend("color_field", images, bit)
     for image, found in zip(images.numpy().astype(int), mended.numpy()):
         assert np.array_equal(found, field_by_hand(image, bit))
     monkeypatch.setattr(color_field, "CHUNK", 20)  # one image at once
     assert torch.equal(mend("color_field", images, bit), mended)
-    for image in (images[:1, :, :1], images[:1, :, :, :1]):  # a row, a column
+    for image in (images[:1, :, :1], images[:1, :, :, :1], images[:1, :, :1, :1]):  # a row, a column, a pixel
         assert np.array_equal(mend("color_field", image, bit)[0], field_by_hand(image[0].numpy().astype(int), bit))
+    flat = torch.full((1, 3, 6, 6), 100, dtype=torch.uint8)  # fits both candidates equally well
+    assert torch.equal(mend("color_field", flat, bit), mend("midpoint", flat, bit) + (bit == 0))
 
 
 @pytest.mark.parametrize("bit", (7, 6, 5))
