@@ -107,6 +107,8 @@ PREDICTED = {
     "6aee051a 728312f5 9e5e5f12 a74da3bf f5f7bb77",
     "cifar10_smaller_colors_any_14epochs_11111": "589fd9ae a32ea71d 61c780d8 b215ac1f 6f92ed6c "
     "edf0e19b 4b1bb822 80474432 5fd5d4a5 85ae89c0",
+    "cifar10_smaller_color_field_any_11111": "fbc228a2 33f7fc84 82bc2109 920f8c94 b28213f1 3ecf601b "
+    "8487e930 5040a56e e134951f 207fc4e1",
 }
 
 
