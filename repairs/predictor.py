@@ -1,13 +1,13 @@
 """A small convolutional net that predicts broken bits from the neighbourhood in all three channels.
 
 One net is fitted for each bit on clean training images, without labels: the bit is removed, and the net learns to
-predict it. Its inputs are the lower candidates and what the scans from the four corners found (see colors). Six 3×3
-convolutions with dilations 1, 2, 4, 2, 1, 1 follow; each of the inner four adds to what the one before it gave. So a
-value is judged by a neighbourhood of 2·(1 + 2 + 4 + 2 + 1 + 1) + 1 = 23 by 23 pixels, and through the scans also by
-pixels beyond. Each image is judged twice, once mirrored, and the two logits are averaged.
+predict it. Its inputs are the lower candidates and what other repairs found: color_field, and the scans from the four
+corners (see colors). Six 3×3 convolutions with dilations 1, 2, 4, 2, 1, 1 follow; each of the inner four adds to what
+the one before it gave. So a value is judged by a neighbourhood of 2·(1 + 2 + 4 + 2 + 1 + 1) + 1 = 23 by 23 pixels, and
+through the other repairs also by pixels beyond. Each image is judged twice, once mirrored, and the two logits are
+averaged.
 
-A wider net, fitted for longer, then gets one more pass that fits it to what counts: that a float net sees the same in
-the repaired image as in the clean one.
+One more pass can fit the net to what counts: that a float net sees the same in the repaired image as in the clean one.
 """
 
 import torch
@@ -18,18 +18,17 @@ from tqdm import tqdm
 from datasets import spaced
 from faults import get_bit, set_bit
 from models import distillation
+from repairs.color_field import mean_of_color_field
 from repairs.colors import corner_scans
 from repairs.pixels import zeros_of
 
-INPUTS = 18  # channels of `look`
+INPUTS = 21  # channels of `look`
 WIDTH = 32  # channels between the convolutions
-WIDE = 48  # of the net that a teacher teaches
 DILATIONS = (2, 4, 2, 1)  # of the inner convolutions
-MIRRORED = [1, 0, 3, 2]  # the scan that each scan of the corners is in the mirrored image
-CHUNK = 100  # images at once
+MIRRORED = [0, 2, 1, 4, 3]  # the view that each of the views is in the mirrored image
+CHUNK = 128  # images at once
 PIXELS = 50_000 * 32 * 32  # pixels of the training images that are fitted on
-EPOCHS = 2
-WIDE_EPOCHS = 4  # before the teacher's
+EPOCHS = 1
 BATCH = 2 * 32 * 32  # pixels
 LR = 1.5e-3  # of Adam; falls to zero along half a cosine
 TEACH_BATCH = 5 * 32 * 32  # pixels, and learning rate, of the pass with a teacher
@@ -57,7 +56,7 @@ def _chances(images, bit, state):
 
 
 class Predictor(nn.Module):
-    """float32 N×18×H×W (from `look`) -> float32 N×3×H×W: logits of the broken bit being 1."""
+    """float32 N×21×H×W (from `look`) -> float32 N×3×H×W: logits of the broken bit being 1."""
 
     def __init__(self, width):
         super().__init__()
@@ -85,15 +84,22 @@ def _convolution(channels_in, channels_out, dilation=1):
     return nn.Conv2d(channels_in, channels_out, 3, padding=dilation, dilation=dilation, padding_mode="replicate")
 
 
-def look(scans, bit):
-    """The net's inputs, float32 N×18×H×W, from the scans of the four corners, uint8 4×N×3×H×W.
+def views_of(images, bit):
+    """The images repaired by color_field, and by a scan from each of the four corners: uint8 5×N×3×H×W."""
+    return torch.cat([mean_of_color_field(images, bit)[None], corner_scans(images, bit)])
 
-    Channels: 3 of lower candidates and 3 of the mean of the scans, both scaled to [-1, 1); then 3 for each scan that
-    are +1 where it took the upper candidate, else -1.
+
+def look(views, bit):
+    """The net's inputs, float32 N×21×H×W, from views_of, uint8 5×N×3×H×W.
+
+    Channels: 3 of lower candidates and 3 of the mean of the scans, both scaled to [-1, 1); 3 for each scan that are +1
+    where it took the upper candidate, else -1; 3 of the mean of color_field, -1 the lower candidate, +1 the upper one.
     """
-    zeros, mean = zeros_of(scans[0], bit), scans.float().mean(0)
-    inputs = torch.cat([zeros.float() / 128 - 1, mean / 128 - 1, *(2 * get_bit(scans, bit).float() - 1)], 1)
-    return inputs.contiguous(memory_format=torch.channels_last)
+    field, scans = views[0], views[1:]
+    zeros = zeros_of(scans[0], bit)
+    raised = 2 * (field - zeros).float() / (1 << bit) - 1
+    inputs = [zeros.float() / 128 - 1, scans.float().mean(0) / 128 - 1, *(2 * get_bit(scans, bit).float() - 1), raised]
+    return torch.cat(inputs, 1).contiguous(memory_format=torch.channels_last)
 
 
 def learn_predictor(images, bit, epochs=EPOCHS, width=WIDTH):
@@ -108,9 +114,9 @@ def learn_predictor(images, bit, epochs=EPOCHS, width=WIDTH):
 
 
 def teach_predictor(images, bit, teacher):
-    """The state dict of a wide Predictor with which a teacher sees in repaired images what it sees in clean ones.
+    """The state dict of a Predictor with which a teacher sees in repaired images what it sees in clean ones.
 
-    In the last pass the distance of the teacher's predictions for the means of the candidates, weighted by the
+    In a last pass the distance of the teacher's predictions for the means of the candidates, weighted by the
     probabilities, from those for the clean images (models.distillation) is added to the loss on the bits.
 
     images: as for learn_predictor. teacher: a Teacher for images of this size.
@@ -122,7 +128,7 @@ def teach_predictor(images, bit, teacher):
         means = (zeros.float() + logits.sigmoid() * (1 << bit)) / 255
         return distillation(teacher(means), wanted, TEMPERATURE)
 
-    net = _net_of(learn_predictor(images, bit, WIDE_EPOCHS, WIDE))
+    net = _net_of(learn_predictor(images, bit))
     return _fitted(net, images, bit, 1, TEACH_BATCH, TEACH_LR, distance)
 
 
@@ -134,14 +140,15 @@ def _fitted(net, images, bit, epochs, batch, lr, extra_loss=lambda zeros, logits
     size = images.shape[-2] * images.shape[-1]
     number, batch = (max(1, pixels // size) for pixels in (PIXELS, batch))
     images = spaced(images, number)
-    scans, bits = corner_scans(images, bit), get_bit(images, bit)
+    parts = tqdm(images.split(CHUNK), f"look for bit {bit}", leave=False, disable=None)
+    views, bits = torch.cat([views_of(part, bit) for part in parts], 1), get_bit(images, bit)
     generator = torch.Generator().manual_seed(SEED)
     net.to(memory_format=torch.channels_last)
     order = torch.cat([torch.randperm(len(images), generator=generator) for _ in range(epochs)]).split(batch)
     optimizer = torch.optim.Adam(net.parameters(), lr, fused=True)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, len(order))
     for part in tqdm(order, f"fit bit {bit}", leave=False, disable=None):
-        logits = net(look(scans[:, part], bit))
+        logits = net(look(views[:, part], bit))
         loss = F.binary_cross_entropy_with_logits(logits, bits[part].float())
         loss = loss + extra_loss(zeros_of(images[part], bit), logits, images[part])
         optimizer.zero_grad()
@@ -160,7 +167,7 @@ def predict(zeros, bit, state):
     net = _net_of(state).to(zeros.device, memory_format=torch.channels_last)
     chances = []
     for part in zeros.split(CHUNK):
-        scans = corner_scans(part, bit)
-        logits = net(look(scans, bit)) + net(look(scans[MIRRORED].flip(-1), bit)).flip(-1)
+        views = views_of(part, bit)
+        logits = net(look(views, bit)) + net(look(views[MIRRORED].flip(-1), bit)).flip(-1)
         chances.append((logits / 2).sigmoid())
     return torch.cat(chances)

@@ -120,7 +120,7 @@ REPAIRS = {
     ),
     "taught": Repair(
         mean_of_predictor,
-        "the same with a wider net, fitted until a float net sees in the result what it sees in the clean image",
+        "the same, fitted until a float net sees in the result what it sees in the clean image",
         None,
         teach_predictor,
         taught=True,

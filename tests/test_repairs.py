@@ -319,13 +319,18 @@ def gelu(x):
     return x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))) / 2
 
 
-def logits_by_hand(image, bit, state):
-    """The predictor's logits for an image, int 3×H×W."""
-    layers = {name: [state[f"{name}.{key}"].double().numpy() for key in ("weight", "bias")] for name in LAYERS}
+def inputs_by_hand(image, field, bit):
+    """The predictor's inputs for an image and what color_field made of it, int 3×H×W."""
     zeros = image - (image >> bit & 1) * 2**bit
     scans = np.array(scans_by_hand(image, bit))
-    x = np.concatenate([zeros / 128 - 1, scans.mean(0) / 128 - 1, *(2.0 * (scan >> bit & 1) - 1 for scan in scans)])
-    x = gelu(convolve(x, *layers["first"], 1))
+    signs = [2.0 * (scan >> bit & 1) - 1 for scan in scans]
+    return np.concatenate([zeros / 128 - 1, scans.mean(0) / 128 - 1, *signs, (field - zeros) / 2**bit * 2 - 1])
+
+
+def logits_by_hand(inputs, state):
+    """The predictor's logits for its inputs, 21×H×W."""
+    layers = {name: [state[f"{name}.{key}"].double().numpy() for key in ("weight", "bias")] for name in LAYERS}
+    x = gelu(convolve(inputs, *layers["first"], 1))
     for number, dilation in enumerate((2, 4, 2, 1)):
         x = x + gelu(convolve(x, *layers[f"inner.{number}"], dilation))
     return convolve(x, *layers["last"], 1)
@@ -333,12 +338,15 @@ def logits_by_hand(image, bit, state):
 
 def test_learned_repair_by_hand():
     images = pictures(4, 6, 7)
+    images[3] = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 6, 7), np.uint8))  # no candidate fits
     bit = 6
     state = predictor.learn_predictor(pictures(30), bit)
     mended, means = (mend(repair, images, bit, state).numpy() for repair in ("learned", "learned_mean"))
-    for image, result, mean in zip(images.numpy().astype(int), mended, means):
+    fields = mend("color_field", images, bit).numpy().astype(int)
+    for image, field, result, mean in zip(images.numpy().astype(int), fields, mended, means):
         zeros = image - (image >> bit & 1) * 2**bit
-        x = (logits_by_hand(image, bit, state) + logits_by_hand(image[..., ::-1], bit, state)[..., ::-1]) / 2
+        x = logits_by_hand(inputs_by_hand(image, field, bit), state)
+        x = (x + logits_by_hand(inputs_by_hand(image[..., ::-1], field[..., ::-1], bit), state)[..., ::-1]) / 2
         sure = np.abs(x) > 1e-4
         assert sure.mean() > 0.99 and np.array_equal(result[sure], (zeros + (x > 0) * 2**bit)[sure])
         assert np.abs(mean - zeros - 2**bit / (1 + np.exp(-x))).max() < 0.501
@@ -371,11 +379,13 @@ def test_one_step_of_the_taught_repair_by_hand(monkeypatch):
     """Adam's first step is the learning rate against the sign of the gradient, here of the loss in NumPy."""
     images, bit, lr = pictures(4, 6, 7), 6, 0.01
     monkeypatch.setattr(predictor, "TEACH_LR", lr)
-    before = predictor.learn_predictor(images, bit, predictor.WIDE_EPOCHS, predictor.WIDE)
+    before = predictor.learn_predictor(images, bit)
     matrix = torch.from_numpy(np.random.default_rng(5).normal(0, 1, (3 * 6 * 7, 4))).float()
     after = predictor.teach_predictor(images, bit, lambda images: images.flatten(1) @ matrix)
     clean = images.numpy().astype(int)
     zeros = clean - (clean >> bit & 1) * 2**bit
+    fields = mend("color_field", images, bit).numpy().astype(int)
+    inputs = [inputs_by_hand(image, field, bit) for image, field in zip(clean, fields)]
 
     def softmax(x):
         x = np.exp(x - x.max(1, keepdims=True))
@@ -383,7 +393,7 @@ def test_one_step_of_the_taught_repair_by_hand(monkeypatch):
 
     def losses(state):
         """On the bits; and the teacher's, with temperature 2."""
-        ones = 1 / (1 + np.exp(-np.array([logits_by_hand(image, bit, state) for image in clean])))
+        ones = 1 / (1 + np.exp(-np.array([logits_by_hand(each, state) for each in inputs])))
         on_bits = -np.log(np.where(clean >> bit & 1, ones, 1 - ones)).mean()
         seen = ((zeros + 2**bit * ones).reshape(4, -1) / 255) @ matrix.double().numpy()
         wanted = (clean.reshape(4, -1) / 255) @ matrix.double().numpy()
@@ -392,7 +402,7 @@ def test_one_step_of_the_taught_repair_by_hand(monkeypatch):
 
     decided = 0
     for key, place in [("last.bias", (0,)), ("last.bias", (1,)), ("last.bias", (2,)), ("first.bias", (3,))] + [
-        ("last.weight", (channel, number, 1, 1)) for channel in range(3) for number in range(0, predictor.WIDE, 16)
+        ("last.weight", (channel, number, 1, 1)) for channel in range(3) for number in range(0, predictor.WIDTH, 16)
     ]:
         low, high = ({name: value.double() for name, value in before.items()} for _ in "ab")
         for state, step in ((low, -1e-5), (high, 1e-5)):
