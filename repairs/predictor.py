@@ -107,17 +107,17 @@ def learn_predictor(images, bit, epochs=EPOCHS, width=WIDTH):
 
     images: clean ones, uint8 N×3×H×W. If they have more than PIXELS pixels, only some of them, evenly spaced, are used.
     """
-    with torch.random.fork_rng():
-        torch.manual_seed(SEED)
-        net = Predictor(width)
-    return _fitted(net, images, bit, epochs, BATCH, LR)
+    net = _new_net(width)
+    _fit(net, *_to_fit_on(images, bit), bit, epochs, BATCH, LR)
+    return net.state_dict()
 
 
 def teach_predictor(images, bit, teacher):
     """The state dict of a Predictor with which a teacher sees in repaired images what it sees in clean ones.
 
-    In a last pass the distance of the teacher's predictions for the means of the candidates, weighted by the
-    probabilities, from those for the clean images (models.distillation) is added to the loss on the bits.
+    It is first fitted as by learn_predictor. In one more pass the distance of the teacher's predictions for the means
+    of the candidates, weighted by the probabilities, from those for the clean images (models.distillation) is added to
+    the loss on the bits.
 
     images: as for learn_predictor. teacher: a Teacher for images of this size.
     """
@@ -128,23 +128,39 @@ def teach_predictor(images, bit, teacher):
         means = (zeros.float() + logits.sigmoid() * (1 << bit)) / 255
         return distillation(teacher(means), wanted, TEMPERATURE)
 
-    net = _net_of(learn_predictor(images, bit))
-    return _fitted(net, images, bit, 1, TEACH_BATCH, TEACH_LR, distance)
+    net, (images, views) = _new_net(WIDTH), _to_fit_on(images, bit)
+    _fit(net, images, views, bit, EPOCHS, BATCH, LR)
+    _fit(net, images, views, bit, 1, TEACH_BATCH, TEACH_LR, distance)
+    return net.state_dict()
 
 
-def _fitted(net, images, bit, epochs, batch, lr, extra_loss=lambda zeros, logits, clean: 0):
-    """The state dict of a Predictor after `epochs` passes over images, in batches of `batch` pixels.
+def _new_net(width):
+    with torch.random.fork_rng():
+        torch.manual_seed(SEED)
+        return Predictor(width).to(memory_format=torch.channels_last)
+
+
+def _to_fit_on(images, bit):
+    """(some of the images, evenly spaced, that have PIXELS pixels; their views)."""
+    images = spaced(images, _images_of(PIXELS, images))
+    parts = tqdm(images.split(CHUNK), f"look for bit {bit}", leave=False, disable=None)
+    return images, torch.cat([views_of(part, bit) for part in parts], 1)
+
+
+def _images_of(pixels, images):
+    """How many images of this size have a number of pixels; at least 1."""
+    return max(1, pixels // (images.shape[-2] * images.shape[-1]))
+
+
+def _fit(net, images, views, bit, epochs, batch, lr, extra_loss=lambda zeros, logits, clean: 0):
+    """Fits a Predictor in `epochs` passes over images and their views, in batches of `batch` pixels.
 
     extra_loss: a function (lower candidates, logits, clean images) -> what is added to the loss on the bits.
     """
-    size = images.shape[-2] * images.shape[-1]
-    number, batch = (max(1, pixels // size) for pixels in (PIXELS, batch))
-    images = spaced(images, number)
-    parts = tqdm(images.split(CHUNK), f"look for bit {bit}", leave=False, disable=None)
-    views, bits = torch.cat([views_of(part, bit) for part in parts], 1), get_bit(images, bit)
+    bits = get_bit(images, bit)
     generator = torch.Generator().manual_seed(SEED)
-    net.to(memory_format=torch.channels_last)
-    order = torch.cat([torch.randperm(len(images), generator=generator) for _ in range(epochs)]).split(batch)
+    order = torch.cat([torch.randperm(len(images), generator=generator) for _ in range(epochs)])
+    order = order.split(_images_of(batch, images))
     optimizer = torch.optim.Adam(net.parameters(), lr, fused=True)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, len(order))
     for part in tqdm(order, f"fit bit {bit}", leave=False, disable=None):
@@ -155,7 +171,6 @@ def _fitted(net, images, bit, epochs, batch, lr, extra_loss=lambda zeros, logits
         loss.backward()
         optimizer.step()
         scheduler.step()
-    return net.state_dict()
 
 
 @torch.inference_mode()
