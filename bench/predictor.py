@@ -32,12 +32,12 @@ FIELDS = ("width", "layers", "view", "weights", "fit_seconds", "images_per_s", "
 
 
 views_of = predictor.views_of
-kept = {}  # {digest of images: their views}
+kept = {}  # {(digest of images, bit): their views}
 
 
 def kept_views(images, bit):
     """What views_of gives, made only once."""
-    key = digest(images)
+    key = digest(images), bit
     if key not in kept:
         kept[key] = views_of(images, bit)
     return kept[key]
