@@ -34,11 +34,12 @@ def main():
         if damaged or not rows:
             raise UserError(f"{folder / 'sweep.csv'} is not complete: .venv/bin/python sweep.py goes on with it")
         sessions[names[path]] = rows
+    points = read_points(args.energy) if args.energy else None
     for path, folder in folders.items():
         name = names[path]
+        if points:
+            draw_energy(path, name, summarize(sessions[name]), points)
         write_plots(path, {name: sessions[name], **sessions})
-        if args.energy:
-            draw_energy(path, name, summarize(sessions[name]), read_points(args.energy))
         print(f"{folder}: plots")
 
 

@@ -391,9 +391,11 @@ def measure_missing(sessions, faults, processes):
     mine = [(session, fault) for fault, missing in processes.share(todo) for session in missing]
     try:
         with processes.first_alone():  # what repairs must learn is learned once, and errors come before the first row
-            for fault, missing in todo:
-                for session in missing:
-                    session.test_set.state_of(fault)
+            needed = [(session.test_set, fault) for fault, missing in todo for session in missing]
+            for test_set, fault in needed:
+                test_set.made_by(fault)  # a missing teacher is named before hours of learning
+            for test_set, fault in needed:
+                test_set.state_of(fault)
         for number, (session, fault) in enumerate(processes.bar(mine, "sweep", len(mine)), 1):
             line = to_line(session.measure(fault))
             with open(session.csv, "a", encoding="utf-8") as file:

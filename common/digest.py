@@ -100,27 +100,41 @@ def _collect_code(value, name, found):
         code += f" {digest(repr((value.__code__.co_code, value.__code__.co_consts)).encode())}"
     if code in found:
         return
+    text, names, attributes = _parsed(value)
+    found[code] = text or own
+    module = sys.modules[value.__module__]
+    for name in names:
+        used = vars(module).get(name, sys)
+        is_cache = name.startswith("_") and isinstance(used, (dict, list, set))
+        if not isinstance(used, ModuleType) and not is_cache:
+            _collect(used, f"{value.__module__}.{name}", found)
+    for name, attribute in attributes:
+        owner = vars(module).get(name)
+        if isinstance(owner, ModuleType) and hasattr(owner, attribute) and _is_ours(owner):
+            _collect(getattr(owner, attribute), f"{owner.__name__}.{attribute}", found)
+
+
+@functools.cache
+def _parsed(value):
+    """(code of a function or class without docstrings, names in it, (name, attribute) pairs in it)."""
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(value)))
     except (OSError, SyntaxError):  # without a source of its own, such as a lambda in a table
         bytecode = getattr(value, "__code__", None)
-        found[code] = repr((bytecode.co_code, bytecode.co_consts)) if bytecode else own
-        tree = ast.parse("\n".join(bytecode.co_names if bytecode else ()))
-    else:
-        found[code] = ast.unparse(_WithoutDocstrings().visit(tree))
-    module = sys.modules[value.__module__]
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Name):
-            used = vars(module).get(node.id, sys)
-            is_cache = node.id.startswith("_") and isinstance(used, (dict, list, set))
-            if not isinstance(used, ModuleType) and not is_cache:
-                _collect(used, f"{value.__module__}.{node.id}", found)
-        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-            owner = vars(module).get(node.value.id)
-            if isinstance(owner, ModuleType) and hasattr(owner, node.attr) and _is_ours(owner):
-                _collect(getattr(owner, node.attr), f"{owner.__name__}.{node.attr}", found)
+        if not bytecode:
+            return "", (), ()
+        return repr((bytecode.co_code, bytecode.co_consts)), bytecode.co_names, ()
+    text = ast.unparse(_WithoutDocstrings().visit(tree))
+    nodes = list(ast.walk(tree))
+    attributes = [node for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)]
+    return (
+        text,
+        tuple(dict.fromkeys(node.id for node in nodes if isinstance(node, ast.Name))),
+        tuple(dict.fromkeys((node.value.id, node.attr) for node in attributes)),
+    )
 
 
+@functools.cache
 def _is_ours(value):
     """Is it of this project, or of a script or notebook, rather than of an installed package?"""
     try:

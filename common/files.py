@@ -116,21 +116,23 @@ def _old(path, number):
 
 
 @contextmanager
-def locked(path, what):
+def locked(path, what, wait=False):
     """Locks `path` inside the `with`, so that only one process writes it. `path` need not exist.
 
-    The operating system frees the lock when the process ends. UserError, naming the holder, if another process has the
-    lock. what: name of `path` in the message.
+    The operating system frees the lock when the process ends. If another process has the lock: waits for it, or
+    UserError, naming the holder. what: name of `path` in the message.
     """
-    file, holder = path.with_name(f".{path.name}.lock"), ""
+    file = path.with_name(f".{path.name}.lock")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        held = _take(file)
-    except BlockingIOError:
-        with suppress(OSError):  # its holder may remove it just now
-            holder = file.read_text("utf-8", "replace").strip()
-        holder = holder or "another process"
-        raise UserError(f"{what} is being written by {holder}: wait for it, or stop it") from None
+        try:
+            held = _take(file)
+        except BlockingIOError:
+            busy = f"{what} is being written by {_holder_of(file)}"
+            if not wait:
+                raise UserError(f"{busy}: wait for it, or stop it") from None
+            print(f"{busy}: waiting for it", flush=True)
+            held = _take(file, wait=True)
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror})") from None
     try:
@@ -141,13 +143,20 @@ def locked(path, what):
         os.close(held)
 
 
-def _take(file):
-    """Take the lock. Returns the open file descriptor that holds it."""
+def _holder_of(file):
+    """Which process has a lock, in words."""
+    with suppress(OSError):  # it may remove the file just now
+        return file.read_text("utf-8", "replace").strip() or "another process"
+    return "another process"
+
+
+def _take(file, wait=False):
+    """Takes the lock. Returns its open file descriptor. BlockingIOError if another process has it, unless `wait`."""
     while True:
         held = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             if fcntl:
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(held, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             if os.fstat(held).st_ino == file.stat().st_ino:  # else the last holder has removed the file in between
                 os.truncate(held, 0)
                 os.write(held, f"process {os.getpid()} on {platform.node()}\n".encode())

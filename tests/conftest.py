@@ -8,6 +8,7 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""  # results are equal to the bit on the C
 
 import torch
 
+import sweep
 import train_smaller
 from engine import training_digest
 
@@ -26,6 +27,15 @@ def _own_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     training_digest.cache_clear()  # it goes by the path, which is the same in all tests
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _sweeps_draw_nothing(request, monkeypatch):
+    """A sweep in this process makes no plots and no page, most of its time on small data, unless @pytest.mark.plots."""
+    if not request.node.get_closest_marker("plots"):
+        for name in ("write_plots", "write_pictures"):
+            monkeypatch.setattr(sweep, name, lambda *_: None)
+        monkeypatch.setattr(sweep, "write_page", lambda results, *_: (results / "index.html", []))
 
 
 @pytest.fixture

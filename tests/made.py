@@ -51,7 +51,7 @@ def trained_net(dataset, wsconv=False, init=0.3):
     size = net.topology.size
     with torch.no_grad():
         for _ in range(20):
-            net(torch.rand(16, 3, size, size))
+            net(torch.rand(4, 3, size, size))
         for layer in net.binary_layers():
             layer.weight.mul_(1.7).add_(0.02)
     return net

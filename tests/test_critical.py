@@ -90,6 +90,7 @@ def test_chance():
     assert at_chance(Score(10_000, 1058, 0, 0.0), 10) and not at_chance(Score(10_000, 1059, 0, 0.0), 10)
 
 
+@pytest.mark.plots
 def test_critical_in_a_sweep(ready, call, monkeypatch):  # noqa: F811
     words = ["--data", ".", "--critical", "--ber", "0.1", "--runs", "2"]
     status, out, err = call(*words)

@@ -89,26 +89,34 @@ HOLD = """
 import sys
 from pathlib import Path
 from common import locked
-with locked(Path("net.pth"), "net.pth"):
+with locked(Path("net.pth"), "net.pth", wait={wait}):
     print("held", flush=True)
     sys.stdin.read()
 """
 
 
 def test_one_at_a_time(root):
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLD],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(root)},
-    )
+    def start(wait):
+        return subprocess.Popen(
+            [sys.executable, "-c", HOLD.format(wait=wait)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(root)},
+        )
+
+    holder = start(wait=False)
     assert holder.stdout.readline() == "held\n"
     with pytest.raises(UserError, match=rf"^net\.pth is being written by process {holder.pid} on "):
         with locked(Path("net.pth"), "net.pth"):
             pass
+    waiting = start(wait=True)
+    assert waiting.stdout.readline().startswith(f"net.pth is being written by process {holder.pid} on ")
     holder.kill()  # the lock goes with the process
-    holder.wait()
+    assert waiting.stdout.readline() == "held\n"
+    waiting.kill()
+    for process in (holder, waiting):
+        process.wait()
     with locked(Path("net.pth"), "net.pth"):
         assert os.listdir() == [".net.pth.lock"]
     assert os.listdir() == []

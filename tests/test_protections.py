@@ -218,6 +218,7 @@ def test_one_plane_shuffled_where_its_cells_are_known(ready, call):  # noqa: F81
     assert sorted(row["cells"] for row in rows if not row["protection"]) == ["", "persistent", "transient"]
 
 
+@pytest.mark.plots
 def test_protections_in_a_sweep(ready, call):  # noqa: F811
     words = [
         "--memory",

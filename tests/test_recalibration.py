@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from made import save_checkpoint, trained_net, write_cifar10
+from made import TINY, save_checkpoint, trained_net, write_cifar10
 from test_folded import SMALL, hard_case, images_of
 from test_sweep import call, csv_rows, ready  # noqa: F401  (fixtures)
 from torch import nn
@@ -18,6 +18,7 @@ from datasets import read_images
 from engine import EvalBatches, batches, calibrated_on, calibration_of, checkpoints, faulty_net, measure
 from engine.evaluation import recalibrated_net
 from faults import NO_FAULT, Cells, Fault, can_recalibrate, fault_of_cells, recalibrated
+from models import TOPOLOGIES
 from models.folded import Folded
 from report.tables import layout
 
@@ -186,6 +187,7 @@ def test_tables_keep_both_kinds_of_noise_apart():
 
 def test_one_evaluation(tmp_path, succeed, run_script, monkeypatch):
     monkeypatch.setattr(train_smaller, "NOISE_RUNS", 2)
+    monkeypatch.setitem(TOPOLOGIES, "cifar_smaller", TINY)
     write_cifar10(tmp_path)
     save_checkpoint(trained_net("cifar10"), "cifar10_smaller", "cifar10", False)
     words = ("--data", ".", "--memory", "weights", "--ber", "0.1")

@@ -239,6 +239,7 @@ class Stopped(Exception):
     pass
 
 
+@pytest.mark.plots
 def test_interrupted_and_continued_equals_uninterrupted(ready, call, monkeypatch):
     call(*FEW)
     whole = contents()
@@ -632,6 +633,7 @@ def test_a_session_without_flips_adds_no_line_to_their_plot():
     plt.close(figure)
 
 
+@pytest.mark.plots
 def test_plots_show_the_csv(ready, call, monkeypatch):
     figures, bands = {}, {}
     save = report.figures.save
@@ -713,6 +715,7 @@ def test_plots_show_the_csv(ready, call, monkeypatch):
     assert status == 1 and "is not complete" in err
 
 
+@pytest.mark.plots
 def test_the_picture_shows_clean_faulty_and_repaired_images(ready):
     images = torch.from_numpy(CIFAR10(".", train=False).data).permute(0, 3, 1, 2)[:2]
     shown = {(repair, bit) for repair in ("repaired_n", "repaired_s") for bit in range(8)} - {("repaired_s", 3)}
@@ -757,9 +760,19 @@ def test_rows_of_a_teacher_that_is_not_there_stay(ready, call):
     assert [row["repair"] for row in csv_rows()].count("taught") == 1
 
 
-def test_two_processes_write_the_same_files(root, tmp_path, call):
-    write_cifar10(tmp_path, rows=ROWS)
-    save_net("cifar10_smaller")
+IN_A_PROCESS = """
+import sweep
+from models import TOPOLOGIES, Topology
+
+TOPOLOGIES["cifar_smaller"] = {topology}
+sweep.write_plots = sweep.write_pictures = lambda *_: None
+sweep.write_page = lambda results, *_: (results / "index.html", [])
+sweep.run(sweep.main)
+"""  # as in this process: with a small net, and without plots
+
+
+def test_two_processes_write_the_same_files(ready, root, call):
+    Path("script.py").write_text(IN_A_PROCESS.format(topology=TINY))
     few = [
         "--data",
         ".",
@@ -767,7 +780,7 @@ def test_two_processes_write_the_same_files(root, tmp_path, call):
         "6",
         "--repair",
         "repaired_n",
-        "learned",
+        "table",
         "--rate",
         "0.1",
         "--rate_bits",
@@ -779,14 +792,14 @@ def test_two_processes_write_the_same_files(root, tmp_path, call):
         "--runs",
         "2",
     ]
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", root / "sweep.py"]
-    result = subprocess.run(
-        [sys.executable, *launch, *few],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=280,
-    )
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "script.py"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+
+    def sweep_in_two():
+        command = [sys.executable, *launch, *few]
+        return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=280)
+
+    result = sweep_in_two()
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("cells to measure") == 1
     two = contents()
@@ -796,7 +809,7 @@ def test_two_processes_write_the_same_files(root, tmp_path, call):
     assert two == contents()
 
     save_net("cifar10_smaller")
-    result = subprocess.run([sys.executable, *launch, *few], capture_output=True, text=True, timeout=280)
+    result = sweep_in_two()
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert result.returncode != 0 and len(errors) == 1 and "holds rows of checkpoint" in errors[0]
     assert "RuntimeError" not in result.stderr and contents() == two
@@ -889,6 +902,7 @@ def test_plots_of_folders_of_the_same_name(ready, call, monkeypatch):
         assert folder == (Path(place) / "net_1").resolve() and sessions[f"{place}/net_1"] == rows[place]
 
 
+@pytest.mark.plots
 def test_a_notebooks_plotting_backend_does_not_matter(ready, root):
     environment = {**os.environ, "MPLBACKEND": "module://not_there", "PYTHONPATH": str(root)}
     result = subprocess.run(

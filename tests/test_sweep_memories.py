@@ -73,6 +73,7 @@ def test_rows_against_the_nets(ready, call):  # noqa: F811
     assert len({row["correct"] for row in rows}) > 4
 
 
+@pytest.mark.plots
 def test_the_same_rows_by_brevitas_and_nothing_new_the_second_time(ready, call):  # noqa: F811
     words = [*MEMORIES, *FEW, "--reading", "random", "inverted", "--cells", "persistent", "transient"]
     call(*words)
@@ -83,6 +84,7 @@ def test_the_same_rows_by_brevitas_and_nothing_new_the_second_time(ready, call):
     assert call(*words, "--no-fold")[0] == 0 and contents() == whole
 
 
+@pytest.mark.plots
 def test_layers_rows_and_columns_and_asymmetric_cells(ready, call):  # noqa: F811
     status, _, err = call("--memory", "weights", "activations", "thresholds", "--layers", "each", *FEW)
     assert status == 0, err
