@@ -48,8 +48,8 @@ class _WithFault:
         super().__init__(root, train, transform, target_transform, download)
         self.state = None
         if self.fault.repair and REPAIRS[self.fault.repair].learn:
-            name, clean = type(self).__name__.lower(), to_tensor(type(self)(root).data)
-            self.state = learned_state(self.fault.repair, self.fault.bit, name, digest(clean), lambda: clean)
+            clean = to_tensor(type(self)(root).data)
+            self.state = learned_state(self.fault.repair, self.fault.bit, self.name, digest(clean), lambda: clean)
 
     def __getitem__(self, index):
         index = range(len(self))[index]  # so that -1 reads the same broken bits as the last index
@@ -67,7 +67,7 @@ class _WithFault:
             lambda shape: image_bits(self.seed, [index], shape)[0],
             lambda shape, share: image_breaks(self.seed, [index], shape, share)[0],
         )
-        return repaired(self.fault, image, self.state).float() / 255, label
+        return repaired(self.fault, image[None], self.state)[0].float() / 255, label
 
 
 class CIFAR10(_WithFault, cifar.CIFAR10):
@@ -89,9 +89,13 @@ class CIFAR10(_WithFault, cifar.CIFAR10):
     missing, truncated or malformed ones raise UserError naming the file.
     """
 
+    name = "cifar10"  # of what repairs have learned from these images, also in a subclass
+
 
 class CIFAR100(_WithFault, cifar.CIFAR100):
     """CIFAR-100 with its fine labels; everything else as CIFAR10."""
+
+    name = "cifar100"
 
 
 def _to_uint8(image):

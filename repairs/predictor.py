@@ -22,13 +22,14 @@ from repairs.color_field import mean_of_color_field
 from repairs.colors import corner_scans
 from repairs.pixels import zeros_of
 
-INPUTS = 21  # channels of `look`
+INPUTS = 21  # channels of `inputs_of`
 WIDTH = 32  # channels between the convolutions
 DILATIONS = (2, 4, 2, 1)  # of the inner convolutions
-MIRRORED = [0, 2, 1, 4, 3]  # the view that each of the views is in the mirrored image
-CHUNK = 128  # images at once
+CHUNK = 128 * 32 * 32  # pixels at once
 PIXELS = 50_000 * 32 * 32  # pixels of the training images that are fitted on
-EPOCHS = 1
+EPOCHS = 2  # passes over them
+EPOCHS_LARGE = 1  # the same for images of more than LARGE pixels, for time
+LARGE = 32 * 32
 BATCH = 2 * 32 * 32  # pixels
 LR = 1.5e-3  # of Adam; falls to zero along half a cosine
 TEACH_BATCH = 5 * 32 * 32  # pixels, and learning rate, of the pass with a teacher
@@ -56,7 +57,7 @@ def _chances(images, bit, state):
 
 
 class Predictor(nn.Module):
-    """float32 N×21×H×W (from `look`) -> float32 N×3×H×W: logits of the broken bit being 1."""
+    """float32 N×21×H×W (from inputs_of) -> float32 N×3×H×W: logits of the broken bit being 1."""
 
     def __init__(self, width):
         super().__init__()
@@ -84,40 +85,47 @@ def _convolution(channels_in, channels_out, dilation=1):
     return nn.Conv2d(channels_in, channels_out, 3, padding=dilation, dilation=dilation, padding_mode="replicate")
 
 
-def views_of(images, bit):
-    """The images repaired by color_field, and by a scan from each of the four corners: uint8 5×N×3×H×W."""
-    return torch.cat([mean_of_color_field(images, bit)[None], corner_scans(images, bit)])
+def guesses_of(images, bit):
+    """The images repaired by a scan from each of the four corners, and by color_field: uint8 5×N×3×H×W."""
+    return torch.cat([corner_scans(images, bit), mean_of_color_field(images, bit)[None]])
 
 
-def look(views, bit):
-    """The net's inputs, float32 N×21×H×W, from views_of, uint8 5×N×3×H×W.
+def inputs_of(guesses, bit):
+    """The net's inputs, float32 N×21×H×W, from guesses_of, uint8 5×N×3×H×W.
 
     Channels: 3 of lower candidates and 3 of the mean of the scans, both scaled to [-1, 1); 3 for each scan that are +1
     where it took the upper candidate, else -1; 3 of the mean of color_field, -1 the lower candidate, +1 the upper one.
     """
-    field, scans = views[0], views[1:]
-    zeros = zeros_of(scans[0], bit)
+    scans, field = guesses[:-1], guesses[-1]
+    zeros = zeros_of(scans[0], bit)  # a scan changes no other bit
     raised = 2 * (field - zeros).float() / (1 << bit) - 1
     inputs = [zeros.float() / 128 - 1, scans.float().mean(0) / 128 - 1, *(2 * get_bit(scans, bit).float() - 1), raised]
     return torch.cat(inputs, 1).contiguous(memory_format=torch.channels_last)
 
 
-def learn_predictor(images, bit, epochs=EPOCHS, width=WIDTH):
+@torch.inference_mode(False)  # it needs gradients, whatever its caller needs
+def learn_predictor(images, bit, epochs=None, width=WIDTH):
     """The state dict of a Predictor fitted for a bit.
 
     images: clean ones, uint8 N×3×H×W. If they have more than PIXELS pixels, only some of them, evenly spaced, are used.
+    epochs: passes over them; None for EPOCHS or EPOCHS_LARGE, by the size of the images.
     """
-    net = _new_net(width)
-    _fit(net, *_to_fit_on(images, bit), bit, epochs, BATCH, LR)
+    if epochs is None:
+        epochs = EPOCHS if images[0, 0].numel() <= LARGE else EPOCHS_LARGE
+    with torch.random.fork_rng():
+        torch.manual_seed(SEED)
+        net = Predictor(width)
+    _fit(net, images, bit, epochs=epochs, batch=BATCH, lr=LR)
     return net.state_dict()
 
 
-def teach_predictor(images, bit, teacher):
+@torch.inference_mode(False)
+def teach_predictor(images, bit, state, teacher):
     """The state dict of a Predictor with which a teacher sees in repaired images what it sees in clean ones.
 
-    It is first fitted as by learn_predictor. In one more pass the distance of the teacher's predictions for the means
-    of the candidates, weighted by the probabilities, from those for the clean images (models.distillation) is added to
-    the loss on the bits.
+    The fit goes on from `state`, of learn_predictor, for one more pass. To the loss on the bits it adds the distance of
+    the teacher's predictions for the means of the candidates, weighted by the probabilities, from those for the clean
+    images (models.distillation).
 
     images: as for learn_predictor. teacher: a Teacher for images of this size.
     """
@@ -128,61 +136,53 @@ def teach_predictor(images, bit, teacher):
         means = (zeros.float() + logits.sigmoid() * (1 << bit)) / 255
         return distillation(teacher(means), wanted, TEMPERATURE)
 
-    net, (images, views) = _new_net(WIDTH), _to_fit_on(images, bit)
-    _fit(net, images, views, bit, EPOCHS, BATCH, LR)
-    _fit(net, images, views, bit, 1, TEACH_BATCH, TEACH_LR, distance)
+    net = _net_of({key: value.clone() for key, value in state.items()})
+    _fit(net, images, bit, epochs=1, batch=TEACH_BATCH, lr=TEACH_LR, extra_loss=distance)
     return net.state_dict()
 
 
-def _new_net(width):
-    with torch.random.fork_rng():
-        torch.manual_seed(SEED)
-        return Predictor(width).to(memory_format=torch.channels_last)
-
-
-def _to_fit_on(images, bit):
-    """(some of the images, evenly spaced, that have PIXELS pixels; their views)."""
-    images = spaced(images, _images_of(PIXELS, images))
-    parts = tqdm(images.split(CHUNK), f"look for bit {bit}", leave=False, disable=None)
-    return images, torch.cat([views_of(part, bit) for part in parts], 1)
-
-
-def _images_of(pixels, images):
-    """How many images of this size have a number of pixels; at least 1."""
-    return max(1, pixels // (images.shape[-2] * images.shape[-1]))
-
-
-def _fit(net, images, views, bit, epochs, batch, lr, extra_loss=lambda zeros, logits, clean: 0):
-    """Fits a Predictor in `epochs` passes over images and their views, in batches of `batch` pixels.
+def _fit(net, images, bit, *, epochs, batch, lr, extra_loss=None):
+    """Fits a Predictor in `epochs` passes over at most PIXELS pixels of images, in batches of `batch` pixels.
 
     extra_loss: a function (lower candidates, logits, clean images) -> what is added to the loss on the bits.
     """
+    images = spaced(images, _number_of(PIXELS, images))
+    parts = tqdm(images.split(_number_of(CHUNK, images)), f"look for bit {bit}", leave=False, disable=None)
+    guesses = torch.cat([guesses_of(part, bit) for part in parts], 1)
     bits = get_bit(images, bit)
     generator = torch.Generator().manual_seed(SEED)
     order = torch.cat([torch.randperm(len(images), generator=generator) for _ in range(epochs)])
-    order = order.split(_images_of(batch, images))
+    order = order.split(_number_of(batch, images))
+    net.to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(net.parameters(), lr, fused=True)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, len(order))
     for part in tqdm(order, f"fit bit {bit}", leave=False, disable=None):
-        logits = net(look(views[:, part], bit))
+        logits = net(inputs_of(guesses[:, part], bit))
         loss = F.binary_cross_entropy_with_logits(logits, bits[part].float())
-        loss = loss + extra_loss(zeros_of(images[part], bit), logits, images[part])
+        if extra_loss:
+            loss = loss + extra_loss(zeros_of(images[part], bit), logits, images[part])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         scheduler.step()
 
 
+def _number_of(pixels, images):
+    """How many images of this size have a number of pixels; at least 1."""
+    return max(1, pixels // (images.shape[-2] * images.shape[-1]))
+
+
 @torch.inference_mode()
 def predict(zeros, bit, state):
     """Probability that each broken bit was 1: float32 N×3×H×W.
 
-    zeros: the lower candidates, uint8 N×3×H×W. state: from learn_predictor.
+    zeros: the lower candidates, uint8 N×3×H×W. state: from learn_predictor or teach_predictor.
     """
     net = _net_of(state).to(zeros.device, memory_format=torch.channels_last)
-    chances = []
-    for part in zeros.split(CHUNK):
-        views = views_of(part, bit)
-        logits = net(look(views, bit)) + net(look(views[MIRRORED].flip(-1), bit)).flip(-1)
-        chances.append((logits / 2).sigmoid())
-    return torch.cat(chances)
+
+    def logits_of(images):
+        return net(inputs_of(guesses_of(images, bit), bit))
+
+    parts = zeros.split(_number_of(CHUNK, zeros))
+    logits = [(logits_of(part) + logits_of(part.flip(-1)).flip(-1)) / 2 for part in parts]
+    return torch.cat(logits).sigmoid()

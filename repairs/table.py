@@ -34,7 +34,9 @@ class Repair(NamedTuple):
     mend: Callable
     what: str  # it puts in the broken bit's place; for tables.md
     cost: RepairCost | None  # None: too slow for hardware that repairs pixels as they come (offline)
-    learn: Callable | None = None  # (clean training images, bit[, Teacher]) -> state: a tensor, or a dict of tensors
+    # (clean training images, bit[, state of starts_from][, Teacher]) -> state: a tensor, or a dict of tensors
+    learn: Callable | None = None
+    starts_from: str | None = None  # the repair whose state the learning starts from
     taught: bool = False  # a teacher takes part in the learning
     sources: tuple = ()  # the bits that it can copy, if it copies one; a sweep measures all
     cannot: tuple = ()  # the broken bits that it cannot mend, because it reads them
@@ -120,9 +122,10 @@ REPAIRS = {
     ),
     "taught": Repair(
         mean_of_predictor,
-        "the same, fitted until a float net sees in the result what it sees in the clean image",
+        "the same, fitted further to what a float net sees in the clean image",
         None,
         teach_predictor,
+        starts_from="learned",
         taught=True,
     ),
 }

@@ -112,10 +112,12 @@ def test_repairs_by_hand(repair):
 
 
 def learned_from(images, repair, bit):
-    row = REPAIRS[repair]
+    row, given = REPAIRS[repair], []
+    if row.starts_from:
+        given.append(learned_from(images, row.starts_from, bit))
     if row.taught:
-        return row.learn(images, bit, lambda images: images.mean((2, 3)))
-    return row.learn(images, bit) if row.learn else None
+        given.append(lambda images: images.mean((2, 3)))
+    return row.learn(images, bit, *given) if row.learn else None
 
 
 @pytest.mark.parametrize("repair", list(REPAIRS))
@@ -342,11 +344,13 @@ def test_learned_repair_by_hand():
     bit = 6
     state = predictor.learn_predictor(pictures(30), bit)
     mended, means = (mend(repair, images, bit, state).numpy() for repair in ("learned", "learned_mean"))
-    fields = mend("color_field", images, bit).numpy().astype(int)
-    for image, field, result, mean in zip(images.numpy().astype(int), fields, mended, means):
+    # the field of the mirrored image is not the mirrored field
+    fields, mirrored = (mend("color_field", each, bit).numpy().astype(int) for each in (images, images.flip(-1)))
+    assert (fields != mirrored[..., ::-1]).any()
+    for image, field, in_mirror, result, mean in zip(images.numpy().astype(int), fields, mirrored, mended, means):
         zeros = image - (image >> bit & 1) * 2**bit
         x = logits_by_hand(inputs_by_hand(image, field, bit), state)
-        x = (x + logits_by_hand(inputs_by_hand(image[..., ::-1], field[..., ::-1], bit), state)[..., ::-1]) / 2
+        x = (x + logits_by_hand(inputs_by_hand(image[..., ::-1], in_mirror, bit), state)[..., ::-1]) / 2
         sure = np.abs(x) > 1e-4
         assert sure.mean() > 0.99 and np.array_equal(result[sure], (zeros + (x > 0) * 2**bit)[sure])
         assert np.abs(mean - zeros - 2**bit / (1 + np.exp(-x))).max() < 0.501
@@ -381,7 +385,10 @@ def test_one_step_of_the_taught_repair_by_hand(monkeypatch):
     monkeypatch.setattr(predictor, "TEACH_LR", lr)
     before = predictor.learn_predictor(images, bit)
     matrix = torch.from_numpy(np.random.default_rng(5).normal(0, 1, (3 * 6 * 7, 4))).float()
-    after = predictor.teach_predictor(images, bit, lambda images: images.flatten(1) @ matrix)
+    unchanged = {key: value.clone() for key, value in before.items()}
+    with torch.inference_mode():  # as a caller may have it
+        after = predictor.teach_predictor(images, bit, before, lambda images: images.flatten(1) @ matrix)
+    assert all(torch.equal(before[key], unchanged[key]) for key in before)
     clean = images.numpy().astype(int)
     zeros = clean - (clean >> bit & 1) * 2**bit
     fields = mend("color_field", images, bit).numpy().astype(int)
@@ -418,8 +425,9 @@ def test_one_step_of_the_taught_repair_by_hand(monkeypatch):
 
 
 def test_the_taught_repair_is_the_same_for_the_same_images():
+    images = pictures(4, 6, 7)
     torch.manual_seed(1)
-    state, again = (predictor.teach_predictor(pictures(4, 6, 7), 6, lambda images: images.mean((2, 3))) for _ in "ab")
+    state, again = (learned_from(images, "taught", 6) for _ in "ab")
     drawn = torch.rand(())
     torch.manual_seed(1)
     assert torch.rand(()) == drawn and all(torch.equal(state[key], again[key]) for key in state)
@@ -486,8 +494,12 @@ def test_chunks_do_not_matter(monkeypatch):
     assert torch.equal(mend("color_scans", images, 6), together)
     state = predictor.learn_predictor(images, 6)
     together = predictor.predict(images, 6, state)
-    monkeypatch.setattr(predictor, "CHUNK", 2)
+    monkeypatch.setattr(predictor, "CHUNK", 2 * images[0, 0].numel())
     assert torch.allclose(predictor.predict(images, 6, state), together, atol=1e-6)
+
+
+class Mine(CIFAR10):
+    """Somebody's class of the same images: it has the same repairs."""
 
 
 def test_what_was_learned_is_kept_on_disk(tmp_path, monkeypatch):
@@ -500,6 +512,8 @@ def test_what_was_learned_is_kept_on_disk(tmp_path, monkeypatch):
     mended = with_fault(images, fault, 3, state)
     dataset = CIFAR10(".", mem_fault="table", train=False, faulty_bit=6, seed=3)
     assert torch.equal((dataset[2][0] * 255).round().to(torch.uint8), mended[2])
+    Mine(".", mem_fault="table", train=False, faulty_bit=6)
+    assert list(learned.FOLDER.iterdir()) == [path]
 
     written = path.read_bytes()
     monkeypatch.setattr(pixels, "learn_table", None)  # it is not learned again
