@@ -4,8 +4,8 @@ One net is fitted for each bit on clean training images, without labels: the bit
 predict it. Its inputs are the lower candidates and what other repairs found: color_field, and the scans from the four
 corners (see colors). Six 3×3 convolutions with dilations 1, 2, 4, 2, 1, 1 follow; each of the inner four adds to what
 the one before it gave. So a value is judged by a neighbourhood of 2·(1 + 2 + 4 + 2 + 1 + 1) + 1 = 23 by 23 pixels, and
-through the other repairs also by pixels beyond. Each image is judged twice, once mirrored, and the two logits are
-averaged.
+through the other repairs also by pixels beyond. The image and its mirror image are repaired and judged, each by itself,
+and the two logits are averaged.
 
 One more pass can fit the net to what counts: that a float net sees the same in the repaired image as in the clean one.
 """
