@@ -21,7 +21,7 @@ def project(tmp_path, root):
     launcher.chmod(0o755)
     shutil.copy(copy / "requirements.txt", copy / ".venv" / "requirements.installed")
     demo = copy / "datasets" / "demo.py"
-    demo.write_text(demo.read_text().replace(": 1000", ": 128"))
+    demo.write_text(demo.read_text().replace(": 1000", ": 48"))
     layers = "conv=((64, False), (64, True), (128, False), (128, True), (256, False), (256, False)),"
     edit(copy, "models/cnv.py", layers, "conv=((16, True), (32, True)),")
     return copy
