@@ -31,21 +31,21 @@ FIT = 6_000  # training images, evenly spaced
 FIELDS = ("width", "layers", "view", "weights", "fit_seconds", "images_per_s", "bits", "learned")
 
 
-views_of = predictor.views_of
-kept = {}  # {(digest of images, bit): their views}
+guesses_of = predictor.guesses_of
+kept = {}  # {(digest of images, bit): what guesses_of gave}
 
 
-def kept_views(images, bit):
-    """What views_of gives, made only once."""
+def kept_guesses(images, bit):
+    """What guesses_of gives, made only once."""
     key = digest(images), bit
     if key not in kept:
-        kept[key] = views_of(images, bit)
+        kept[key] = guesses_of(images, bit)
     return kept[key]
 
 
 def measured(width, dilations, training, images, labels, net, bit):
     """The figures of one size, in the order of FIELDS. view: pixels across; bits: mended, %."""
-    with mock.patch.object(predictor, "DILATIONS", dilations), mock.patch.object(predictor, "views_of", kept_views):
+    with mock.patch.object(predictor, "DILATIONS", dilations), mock.patch.object(predictor, "guesses_of", kept_guesses):
         began = time.process_time()
         state = predictor.learn_predictor(training, bit, width=width)
         fitted = time.process_time()
@@ -98,8 +98,12 @@ def main():
     title = f"learned on {len(training)} images of {dataset}, bit {args.bit}"
     print(f"{title}; {args.sess} has {clean:.2f} % of {len(images)} test images right without a fault")
     path, rows = Path("results") / f"predictor_{dataset}_{args.bit}", []
-    for part in (*training.split(predictor.CHUNK), *zeros_of(images, args.bit).split(predictor.CHUNK)):
-        kept_views(part, args.bit)
+    chunk, zeros = predictor.CHUNK // images[0, 0].numel(), zeros_of(images, args.bit)
+    for seen in (training, zeros):
+        for part in seen.split(chunk):
+            kept_guesses(part, args.bit)
+    for part in zeros.split(chunk):
+        kept_guesses(part.flip(-1), args.bit)
     for width, dilations in SIZES:
         rows.append(measured(width, dilations, training, images, labels, net, args.bit))
         print(", ".join(f"{name} {figure}" for name, figure in zip(FIELDS, rows[-1])), flush=True)
