@@ -538,6 +538,26 @@ def test_other_images_are_learned_from_anew(tmp_path):
     assert len(list(learned.FOLDER.iterdir())) == 2
 
 
+def test_a_repair_starts_from_what_another_has_learned(monkeypatch):
+    """It gets the other's state, which is kept, and learns anew when the other's code changes."""
+    images = pictures()
+
+    def learn(images, bit):
+        return {"weight": torch.tensor(bit)}
+
+    def learn_otherwise(images, bit):
+        return {"weight": torch.tensor(bit + 1)}
+
+    def go_on(images, bit, state):
+        return {"weight": 10 * state["weight"]}
+
+    monkeypatch.setitem(REPAIRS, "taught", REPAIRS["taught"]._replace(learn=go_on, taught=False))
+    for number, (function, expected) in enumerate(((learn, 60), (learn_otherwise, 70)), 1):
+        monkeypatch.setitem(REPAIRS, "learned", REPAIRS["learned"]._replace(learn=function))
+        assert learned_state("taught", 6, "mine", "digest", lambda: images)["weight"] == expected
+        assert len(list(learned.FOLDER.iterdir())) == 2 * number
+
+
 def test_repairs_share_what_they_learn(monkeypatch):
     """learned_mean uses what learned has learned; changed learning code learns again."""
     images, asked = pictures(), []

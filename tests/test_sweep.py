@@ -765,12 +765,11 @@ import sweep
 from models import TOPOLOGIES, Topology
 
 TOPOLOGIES["cifar_smaller"] = {topology}
-sweep.write_plots = sweep.write_pictures = lambda *_: None
-sweep.write_page = lambda results, *_: (results / "index.html", [])
 sweep.run(sweep.main)
-"""  # as in this process: with a small net, and without plots
+"""  # the script with the small net
 
 
+@pytest.mark.plots
 def test_two_processes_write_the_same_files(ready, root, call):
     Path("script.py").write_text(IN_A_PROCESS.format(topology=TINY))
     few = [
@@ -780,7 +779,7 @@ def test_two_processes_write_the_same_files(ready, root, call):
         "6",
         "--repair",
         "repaired_n",
-        "table",
+        "learned",
         "--rate",
         "0.1",
         "--rate_bits",
