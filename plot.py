@@ -32,7 +32,7 @@ def main():
             raise UserError(f"{folder / 'sweep.csv'} is missing: .venv/bin/python sweep.py measures it")
         rows, damaged = read_rows(path / "sweep.csv")
         if damaged or not rows:
-            raise UserError(f"{folder / 'sweep.csv'} is not complete: .venv/bin/python sweep.py goes on with it")
+            raise UserError(f"{folder / 'sweep.csv'} is not complete, or damaged: .venv/bin/python sweep.py mends it")
         sessions[names[path]] = rows
     points = read_points(args.energy) if args.energy else None
     for path, folder in folders.items():

@@ -98,6 +98,11 @@ wsconv=--no-wsconv
 dataset=${1:-cifar10}
 [ $# -gt 0 ] && shift
 case $dataset in
+-h | --help | help)
+    sed -n '2,/^set /s/^# \{0,1\}//p' run.sh
+    exit
+    ;;
+-*) fail "$dataset comes after the data set: ./run.sh cifar10 $dataset" ;;
 check)
     setup
     .venv/bin/ruff check .

@@ -11,6 +11,7 @@ is missing. Rows for other bits, rates or runs are added to those that are there
 
 import os
 import sys
+import time
 from argparse import BooleanOptionalAction
 from contextlib import ExitStack
 from functools import cache
@@ -67,7 +68,7 @@ SEARCHED = 1000  # training images whose loss the search of --critical raises
 MOST_FLIPS = 20_000  # flipped signs at which that search ends in any case
 FLAGGED = "median"  # repair of the bytes that a code flags
 RUNS = 10  # of each random fault; run r draws with seed + r
-LINE = 50  # faults per line of progress, if there is no terminal for a progress bar
+EVERY = 60  # seconds between lines of progress, if there is no terminal for a progress bar
 WORKERS = os.cpu_count()  # threads that decode images, on first use
 
 
@@ -396,12 +397,14 @@ def measure_missing(sessions, faults, processes):
                 test_set.made_by(fault)  # a missing teacher is named before hours of learning
             for test_set, fault in needed:
                 test_set.state_of(fault)
+        said = time.monotonic()
         for number, (session, fault) in enumerate(processes.bar(mine, "sweep", len(mine)), 1):
             line = to_line(session.measure(fault))
             with open(session.csv, "a", encoding="utf-8") as file:
                 file.write(line)
-            if number % LINE == 0 and not sys.stderr.isatty():
+            if time.monotonic() - said > EVERY and not sys.stderr.isatty():
                 processes.print(f"{number * processes.number} of {rows} measured")
+                said = time.monotonic()
     except KeyboardInterrupt:
         raise KeyboardInterrupt("every measured row is kept, the same command goes on from there") from None
 

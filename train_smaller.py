@@ -700,8 +700,8 @@ def test(args, processes):
     holdout = HOLDOUT if args.holdout is None else args.holdout
     path = checkpoints.find(args.sess, args.seed)
     name, net, state = checkpoints.load_net(path, args.dataset, args.wsconv)
-    check_net(args, path, state, holdout, processes.print)
     fault = evaluated_fault(args, net)
+    check_net(args, path, state, holdout, processes.print)
     images, labels, training, learned = read_for_test(args, processes, name, fault, holdout)
     checkpoints.check_fits(path, net, images, labels)
     faulty = with_fault(images, fault, args.seed, learned)

@@ -3,6 +3,7 @@
 import ast
 import functools
 import inspect
+import symtable
 import sys
 import textwrap
 from hashlib import sha256
@@ -116,9 +117,10 @@ def _collect_code(value, name, found):
 
 @functools.cache
 def _parsed(value):
-    """(code of a function or class without docstrings, names in it, (name, attribute) pairs in it)."""
+    """(code of a function or class without docstrings, names of its module in it, (name, attribute) pairs in it)."""
     try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(value)))
+        source = textwrap.dedent(inspect.getsource(value))
+        tree = ast.parse(source)
     except (OSError, SyntaxError):  # without a source of its own, such as a lambda in a table
         bytecode = getattr(value, "__code__", None)
         if not bytecode:
@@ -126,12 +128,19 @@ def _parsed(value):
         return repr((bytecode.co_code, bytecode.co_consts)), bytecode.co_names, ()
     text = ast.unparse(_WithoutDocstrings().visit(tree))
     nodes = list(ast.walk(tree))
+    ours = _global_names(symtable.symtable(source, "code", "exec"))
     attributes = [node for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)]
     return (
         text,
-        tuple(dict.fromkeys(node.id for node in nodes if isinstance(node, ast.Name))),
-        tuple(dict.fromkeys((node.value.id, node.attr) for node in attributes)),
+        tuple(dict.fromkeys(node.id for node in nodes if isinstance(node, ast.Name) and node.id in ours)),
+        tuple(dict.fromkeys((node.value.id, node.attr) for node in attributes if node.value.id in ours)),
     )
+
+
+def _global_names(table):
+    """The names that mean something of the module, in a symbol table of its top level: no local variables."""
+    names = {symbol.get_name() for symbol in table.get_symbols() if table.get_type() == "module" or symbol.is_global()}
+    return names.union(*(_global_names(inner) for inner in table.get_children()))
 
 
 @functools.cache

@@ -156,7 +156,10 @@ def read_state(path):
                 f"{path} holds {foreign[1]}, which is not loaded for safety: save what it contains as dict, numbers "
                 "and tensors"
             ) from None
-        raise UserError(f"{path} is truncated or no checkpoint ({first_line(error)})") from None
+        why = first_line(error).split(". ")[0]
+        raise UserError(
+            f"{path} is truncated or no checkpoint ({why}): restore it from a copy, or train it again"
+        ) from None
     for key in ("net", "acc", "epoch"):
         if not isinstance(state, dict) or key not in state:
             raise UserError(f"{path} is no checkpoint of this project: it holds no '{key}'")
@@ -357,7 +360,7 @@ def load_net(path, dataset=None, wsconv=None):
         if "signs" in state:
             raise NoLatentWeights(
                 f"{path} is packed and holds signs only: evaluating it {'with' if wsconv else 'without'} weight "
-                "standardisation, other than in its training, needs latent weights"
+                "standardisation, other than in its training, needs latent weights: train it with --train"
             )
         options["wsconv"] = wsconv
     return options["dataset"], restore_net(path, state, options).eval(), state

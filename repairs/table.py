@@ -184,7 +184,30 @@ def repaired(fault, images, state=None):
         return images
     row = REPAIRS[fault.repair]
     extra = [fault.source] if row.sources else [state] if row.learn else []
-    return row.mend(images, fault.bit, *extra)
+    return _checked(fault.repair, images, row.mend(images, fault.bit, *extra))
+
+
+def check_blind(fault, images, state=None):
+    """UserError if what a repair makes of some images depends on what the broken bit reads. Arguments as for repaired.
+
+    Its result would be a matter of chance, and is measured only once.
+    """
+    inverted = images ^ (1 << fault.bit)
+    if not torch.equal(repaired(fault, images, state), repaired(fault, inverted, state)):
+        raise UserError(
+            f"the repair {fault.repair} reads the broken bit {fault.bit}: its result must be the same whatever that "
+            "bit reads, or the bit must be named in cannot= (docs/extending.md)"
+        )
+
+
+def _checked(repair, images, found):
+    """What a repair made of images. UserError if it is of another type or shape."""
+    if isinstance(found, torch.Tensor) and found.dtype == torch.uint8 and found.shape == images.shape:
+        return found
+    what = f"{found.dtype} {tuple(found.shape)}" if isinstance(found, torch.Tensor) else f"a {type(found).__name__}"
+    raise UserError(
+        f"the repair {repair} returned {what}: it must return what it is given, torch.uint8 {tuple(images.shape)}"
+    )
 
 
 def with_repair(fault, repair, source=None, known=False):
@@ -229,4 +252,4 @@ def cells_repaired(fault, images, seed):
     else:
         broken = torch.tensor(sum(1 << bit for bit, _ in fault.cells.planes), dtype=torch.uint8)
     row, broken = REPAIRS[fault.repair], broken.to(images.device)
-    return row.masked(images, broken, *([fault.source] if row.sources else []))
+    return _checked(fault.repair, images, row.masked(images, broken, *([fault.source] if row.sources else [])))

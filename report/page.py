@@ -7,7 +7,7 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from common import UserError, write_text
+from common import UserError, check_writable, write_text
 from report.page_pictures import pictures_of
 from report.page_plots import plots_of
 from report.page_tables import nets_table, repairs_table, session_tables
@@ -29,6 +29,7 @@ def write_page(results, data, workers=1):
     if not sessions:
         why = f" ({left_out[0]})" if left_out else ""
         raise UserError(f"{results} holds no sweep.csv that can be shown{why}: .venv/bin/python sweep.py measures one")
+    check_writable(results / NAME)  # before, not after, the pictures
     write_text(results / NAME, page(sessions, left_out, results, data, workers))
     return results / NAME, left_out
 

@@ -62,7 +62,12 @@ def _pictures(sessions, dataset, data, workers):
     state = _states(dataset, data, workers, large=images.shape[-1] > LARGE)
     chosen = _choose_images(session, net, images, labels, broken)
     numbers = [number for number, _, _ in chosen]
-    versions = {bit: _versions(images[numbers], broken[bit][numbers], bit, net, names, state) for bit in BITS}
+    measured = {fault.repair for own in sessions for fault in own.cells}
+    repairs = [repair for repair in REPAIRS if repair in measured]
+    versions = {}
+    for bit in BITS:
+        found = _repaired(broken[bit][numbers], bit, repairs, state)
+        versions[bit] = _versions({"clean": images[numbers], "faulty": broken[bit][numbers], **found}, net, names)
     shown = []
     for place, (number, bit, why) in enumerate(chosen):
         name = _named(names, labels[number].item())
@@ -134,20 +139,28 @@ def _logits(net, images):
     return net(scale(images))
 
 
-def _versions(clean, faulty, bit, net, names, state):
-    """For each image {"strip": PNG of its versions, one below the other, "versions": [{"name", "classes"}]}.
+def _repaired(faulty, bit, repairs, state):
+    """{label of a repair: the images after it}, for those of some repairs that are possible and have learned.
 
-    The first version is the clean one, the second the faulty one. clean, faulty: uint8 N×3×H×W.
+    faulty: uint8 N×3×H×W. state: of _states.
     """
-    found = {"clean": clean, "faulty": faulty}
-    for repair, row in REPAIRS.items():
-        if bit in row.cannot:
+    found = {}
+    for repair in repairs:
+        if bit in REPAIRS[repair].cannot:
             continue
         fault = fault_of(repair, bit, NEIGHBOR)
         try:
             found[label(fault)] = repaired(fault, faulty, state(repair, bit))
         except UserError:  # what it has learned is not at hand
             continue
+    return found
+
+
+def _versions(found, net, names):
+    """For each image {"strip": PNG of its versions, one below the other, "versions": [{"name", "classes"}]}.
+
+    found: {name: images of this version, uint8 N×3×H×W}.
+    """
     images = torch.stack(list(found.values()), 1)  # N×versions×3×H×W
     logits = _logits(net, images.flatten(0, 1)).view(*images.shape[:2], -1)
     shown = []

@@ -16,9 +16,9 @@ import train_smaller
 from common import UserError
 from datasets import DATASETS, DataSet, folders, read_images
 from engine import checkpoints
-from faults import get_bit, set_bit
+from faults import Cells, fault_of_cells, get_bit, set_bit
 from models import TOPOLOGIES, Topology
-from repairs import REPAIRS, Repair, RepairCost
+from repairs import REPAIRS, Repair, RepairCost, fault_of, with_fault, with_repair
 
 SMALL = Topology(size=32, conv=((8, False), (16, True)), fc=(24,))
 
@@ -147,6 +147,29 @@ def test_a_row_of_each_table(monkeypatch, call):
     with open("results/mine_smaller_11111/sweep.csv") as file:
         rows = [row for row in csv.DictReader(file) if row["repair"] == "either"]
     assert [(row["bit"], float(row["recovered"])) for row in rows] == [("5", 1.0)]
+
+
+@pytest.mark.parametrize(
+    "mend,complaint",
+    [
+        (
+            lambda images, bit: images.float(),
+            r"returned torch.float32 \(1, 3, 4, 4\): it must .* torch.uint8 \(1, 3, 4, 4\)",
+        ),
+        (lambda images, bit: images[:, :1], r"returned torch.uint8 \(1, 1, 4, 4\)"),
+        (lambda images, bit: images.numpy(), "returned a ndarray"),
+        (lambda images, bit: images, "reads the broken bit 6"),
+        (lambda images, bit: set_bit(images, bit, get_bit(images.roll(1, -1), bit)), "reads the broken bit 6"),
+    ],
+)
+def test_a_repair_that_is_wrong_is_refused(mend, complaint, monkeypatch):
+    monkeypatch.setitem(REPAIRS, "mine", Repair(mend, "something", None, masked=lambda images, broken: images[:1]))
+    images = torch.arange(96, dtype=torch.uint8).view(2, 3, 4, 4)
+    with pytest.raises(UserError, match=f"the repair mine {complaint}"):
+        with_fault(images, fault_of("mine", 6, -1), 1)
+    cells = with_repair(fault_of_cells(Cells("image", planes=((6, 1.0),)), "inverted", 0.5), "mine", known=True)
+    with pytest.raises(UserError, match=r"the repair mine returned torch.uint8 \(1, 3, 4, 4\)"):
+        with_fault(images, cells, 1)
 
 
 def test_a_data_set_without_a_recipe_has_the_first_ones_values():

@@ -220,3 +220,17 @@ def test_code_digest_sees_what_code_is_given(monkeypatch):
             assert code_digest(uses_constants) != before
     uses_constants(1, 2)  # which fills the cache
     assert code_digest(uses_constants) == before
+
+
+def has_local_names(images, bit):
+    above = [left + LIST[0] for left in images]
+    return (lambda right: right)(above)
+
+
+def test_a_local_name_is_not_the_global_of_that_name(monkeypatch):
+    before = code_digest(has_local_names)
+    for name in ("above", "left", "right", "images"):
+        monkeypatch.setattr(sys.modules[__name__], name, make, raising=False)
+    assert code_digest(has_local_names) == before
+    monkeypatch.setattr(sys.modules[__name__], "LIST", [2])
+    assert code_digest(has_local_names) != before
