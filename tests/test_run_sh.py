@@ -32,6 +32,13 @@ def call(project, *words):
     return result.returncode, result.stdout, result.stderr
 
 
+@pytest.mark.parametrize("word", ("--help", "-h", "help"))
+def test_help_is_the_head_of_the_script(project, word):
+    code, out, err = call(project, word)
+    assert (code, err) == (0, "") and out.startswith("Train; test clean") and "\n  ./run.sh demo  " in out
+    assert out.endswith("./run.sh cifar10 --faulty_bit 5 --resume\n")
+
+
 STUB = """#!/bin/sh
 # stands in for Python: makes an environment of stubs, and notes what is installed
 echo "$*" >> "{log}"
@@ -180,6 +187,7 @@ def test_demo_from_training_to_the_tables(project):
     "words,complaint",
     [
         (("mnist",), "error: 'mnist' is unknown: demo, cifar10, cifar100, tiny_imagenet, folder, test, check or finn"),
+        (("--epochs", "2"), "error: --epochs comes after the data set: ./run.sh cifar10 --epochs"),
         (("tiny_imagenet",), "python3 trans.py says where to get Tiny-ImageNet"),
         (("demo", "--epochs", "-1"), "error: argument --epochs: -1 is out of range: at least 1"),
         (("demo", "--sess=x"), "error: --sess=x names the checkpoint"),
