@@ -15,7 +15,7 @@ from engine.batches import scale
 from faults import Fault, faulty_images
 from models.folded import Folded
 from repairs import REPAIRS, fault_of, is_learned, repaired
-from report.page_tables import best_repair
+from report.page_tables import best_repair, measured_repairs
 from report.tables import label
 from report.trainings import find_checkpoint
 
@@ -62,8 +62,7 @@ def _pictures(sessions, dataset, data, workers):
     state = _states(dataset, data, workers, large=images.shape[-1] > LARGE)
     chosen = _choose_images(session, net, images, labels, broken)
     numbers = [number for number, _, _ in chosen]
-    measured = {fault.repair for own in sessions for fault in own.cells}
-    repairs = [repair for repair in REPAIRS if repair in measured]
+    repairs = measured_repairs(sessions)
     versions = {}
     for bit in BITS:
         found = _repaired(broken[bit][numbers], bit, repairs, state)
@@ -142,11 +141,11 @@ def _logits(net, images):
 def _repaired(faulty, bit, repairs, state):
     """{label of a repair: the images after it}, for those of some repairs that are possible and have learned.
 
-    faulty: uint8 N×3×H×W. state: of _states.
+    faulty: uint8 N×3×H×W. repairs: {name: row of REPAIRS}. state: of _states.
     """
     found = {}
-    for repair in repairs:
-        if bit in REPAIRS[repair].cannot:
+    for repair, row in repairs.items():
+        if bit in row.cannot:
             continue
         fault = fault_of(repair, bit, NEIGHBOR)
         try:

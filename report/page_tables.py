@@ -128,15 +128,19 @@ def _between(before, after, accuracy, as_power):
     return low + share * (high - low)
 
 
+def measured_repairs(sessions):
+    """{name: row of REPAIRS} of the repairs that some sessions were measured with."""
+    measured = {fault.repair for session in sessions for fault in session.cells}
+    return {name: repair for name, repair in REPAIRS.items() if name in measured}
+
+
 def repairs_table(sessions):
     """The Table of the repairs that were measured, and what they cost."""
-    measured = {fault.repair for session in sessions for fault in session.cells}
     rows = []
-    for name, repair in REPAIRS.items():
-        if name in measured:
-            costs = repair.cost or ["offline", *[NOT_MEASURED] * 3]
-            numbers = [Figure(str(cost), sort=cost if repair.cost else "", source=SOURCE_OF_COSTS) for cost in costs]
-            rows.append([Figure(name, sort=name), Figure(repair.what, sort=repair.what), *numbers])
+    for name, repair in measured_repairs(sessions).items():
+        costs = repair.cost or ["offline", *[NOT_MEASURED] * 3]
+        numbers = [Figure(str(cost), sort=cost if repair.cost else "", source=SOURCE_OF_COSTS) for cost in costs]
+        rows.append([Figure(name, sort=name), Figure(repair.what, sort=repair.what), *numbers])
     headings = ["repair", "puts in the broken bit's place", "operations", "comparisons", "lines buffered", "table bits"]
     return Table("The repairs", headings, rows, "Operations and comparisons are for each of a pixel's three values.")
 

@@ -217,7 +217,7 @@ def test_squared_hinge_equals_brevitas():
 
 
 @needs_compiler
-@pytest.mark.parametrize("size,softness", [(12, 0.0), (11, 0.4)])  # halved twice, not at all
+@pytest.mark.parametrize("size,softness", [(12, 0.0), (11, 0.0), (12, 0.4)])  # halved twice, not at all
 def test_compiled_training_step_equals_the_modules_one_by_one(size, softness):
     net = CNV(Topology(size, ((8, False), (8, True), (16, True)), (8,)), 10).to(memory_format=torch.channels_last)
     trained_like(net)
